@@ -36,6 +36,7 @@ from inrfast.training import derivatives
 from inrfast.training.fit import fit, fit_many
 from inrfast.training.meta.adapt import AdaptResult, adapt
 from inrfast.training.meta.learn import MetaResult, meta_learn
+from inrfast.training.regularizers.eikonal import Eikonal
 from inrfast.training.regularizers.kar import KAR
 from inrfast.training.regularizers.peak import PEAK
 from inrfast.training.regularizers.smoothness import DirichletEnergy, TotalVariation
@@ -55,6 +56,7 @@ __all__ = [
     "Dictionary",
     "DirichletEnergy",
     "DotProductEncoding",
+    "Eikonal",
     "Factorization",
     "FitResult",
     "InfiniteNTK",

@@ -121,6 +121,9 @@ ENCODINGS += ["identity+fourier:4:1e+0:trainable", "fourier:2,polynomial:2:train
 ENCODINGS += [",".join(["polynomial:900"] * 5), "+".join(["identity"] * 500)]
 ENCODINGS += ["fourier:4:1:1", ":", "polynomial:", "positional:x", "", "fourier:" + "9" * 5000, "\udcff:1"]
 
+KINDS = ["image", "audio", "volume", "mesh", "sdf", "points", "video"]
+RANGES = ["0:2", ":1", "1:", "::2", "::0", "::-1", "5", "a:b", "9:9", ":", "1:2:3:4", "-1:", f"{2**70}:"]
+
 COMMON = {"--device": DEVICES, "--quiet": None, "--json": None}
 NETWORK = {
     "--seed": [*NUMBERS, "5"],
@@ -177,6 +180,8 @@ OPTIONS = {
         "--out": "out",
     },
     "choose": {
+        "--as": [*KINDS, *NAMES],
+        "--frames": RANGES,
         "--json": None,
         "--quiet": None,
         "--seed": NUMBERS,
@@ -187,6 +192,7 @@ OPTIONS = {
         "--page": NUMBERS,
         "--weight": "file",
         "--samples": NUMBERS,
+        "--eikonal": NUMBERS,
         "--candidate": [
             "sine:30 siren",
             "fourier:4:1 rank_expanding",
@@ -205,11 +211,14 @@ OPTIONS = {
         **COMMON,
         **NETWORK,
         "--network": NAMES,
+        "--as": [*KINDS, *NAMES],
+        "--frames": RANGES,
         "--size": SIZES,
         "--grey": None,
         "--page": NUMBERS,
         "--weight": "file",
         "--samples": NUMBERS,
+        "--eikonal": NUMBERS,
         "--lr": NUMBERS,
         "--schedule": ["constant", "cosine", *NAMES],
         "--batch-size": NUMBERS,
@@ -270,6 +279,9 @@ def workplace(folder: Path) -> Path:
     wavfile.write(folder / "sound.wav", 8000, draws.integers(-9999, 9999, (40, 2)).astype(np.int16))
     np.save(folder / "cube.npy", draws.random((4, 5, 6), dtype=np.float32))
     trimesh.creation.icosphere(1).export(folder / "ball.obj")
+    np.savetxt(folder / "cloud.xyz", draws.standard_normal((40, 3)))
+    frames = [Image.fromarray(pixels) for pixels in draws.integers(0, 256, (3, 5, 6, 3), dtype=np.uint8)]
+    frames[0].save(folder / "clip.gif", save_all=True, append_images=frames[1:])
     (folder / "empty.png").touch()
     (folder / "noise.png").write_bytes(draws.bytes(300))
     (folder / "cut.png").write_bytes((folder / "photo.png").read_bytes()[:90])

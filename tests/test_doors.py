@@ -161,6 +161,7 @@ DOORS = {
     "dictionary.kernel_norm": lambda give: atoms().kernel_norm(give(VECTOR), ridge=1.0).counted,
     "KAR": lambda give: inr.KAR(give(POINTS), r=4, width=8, hidden_layers=1)(network(), POINTS[::2], 0),
     "PEAK": lambda give: outputs(inr.PEAK(network(), give(POINTS)).net),
+    "Eikonal": lambda give: inr.Eikonal(give(POINTS))(network(), 0),
     "TotalVariation": lambda give: inr.TotalVariation(give(POINTS))(network(), 0),
     "DirichletEnergy": lambda give: inr.DirichletEnergy(give(POINTS), mode="derivatives")(network(), 0),
     "two_layer_variance": lambda give: inr.two_layer_variance(give(POINTS), 8).variance,
@@ -203,6 +204,7 @@ DOORS = {
     "RandomFourier": lambda give: inr.RandomFourier(frequencies=give(POINTS[:3])).config()["frequencies"],
     "psnr": lambda give: metrics.psnr(give(PICTURE), give(PICTURE / 2), None),
     "to_8bit": lambda give: metrics.to_8bit(give(PICTURE)),
+    "chamfer": lambda give: metrics.chamfer(give(POINTS), give(POINTS + 0.1)),
     "iou": lambda give: metrics.iou(give(PICTURE > 0), give(PICTURE > 0.1)),
 }  # fmt: skip
 

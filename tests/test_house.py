@@ -84,6 +84,7 @@ TESTED_BY = {
     "inrfast/ops/sparse_rows.py": "tests/layers/test_table.py",
     "inrfast/pages/pictures.py": "tests/pages/test_page.py",
     "inrfast/public.py": "tests/test_imports.py",
+    "inrfast/signals/formats/[am]*.py": "tests/signals/test_video.py",
     "inrfast/signals/formats/[dhpr]*.py": "tests/signals/test_image.py",
     "inrfast/signals/formats/[ow]*.py": "tests/signals/test_audio.py",
     "inrfast/signals/meshes/*.py": "tests/signals/meshes/test_files.py",

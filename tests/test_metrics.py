@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from inrfast.metrics import data_range_of, iou, mse_to_psnr, psnr, ssim, to_8bit
+from inrfast.metrics import chamfer, data_range_of, iou, mse_to_psnr, psnr, ssim, to_8bit
 from inrfast.signals.image import load_image, save_image
 
 
@@ -85,6 +85,21 @@ def test_iou_counts_sets(bits: list[tuple[bool, bool]]) -> None:
     assert iou(pred, target) == iou(target, pred) == expected
     assert iou(pred * 0.8, target.float()) == expected  # 0.8 is inside at the threshold of 0.5
     assert iou(pred * 0.4, target) == (0.0 if b else 1.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 30), m=st.integers(1, 30), d=st.integers(1, 4), seed=st.integers(0, 2**31))
+def test_chamfer_distances_are_those_of_all_pairs(n: int, m: int, d: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(count, d, generator=rng, dtype=torch.float64) for count in (n, m))
+    pairs = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    expected = float(pairs.amin(1).mean() + pairs.amin(0).mean()) / 2
+    assert chamfer(a, b) == pytest.approx(expected) == pytest.approx(chamfer(b, a))
+    assert chamfer(a, a[torch.randperm(n, generator=rng)]) == 0
+    assert chamfer(3 * a, 3 * b) == pytest.approx(3 * expected)
+    for bad, words in ((a[:0], "empty"), (a * math.nan, "finite"), (torch.zeros(2, d + 1), "one dimension")):
+        with pytest.raises(ValueError, match=words):
+            chamfer(bad, b)
 
 
 def test_bad_input_is_refused_by_name() -> None:

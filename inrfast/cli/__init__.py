@@ -20,7 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "ntk": "print the cost, trace, Frobenius norm and ranks of a tangent kernel, or write the kernel itself",
     "choose": "choose omega, sigma, encoding, activation, initialisation and learning rate for a signal before any "
     "training",
-    "fit": "fit a network to an image, a sound, a volume or a mesh; write reconstruction, reports and model",
+    "fit": "fit a network to an image, sound, volume, mesh, cloud or video; write result, reports and model",
     "render": "write the image, sound, volume or mesh that a fitted network stands for, at any size",
     "inpaint": "fill in the missing pixels of a picture; known pixels stay as they are",
     "upscale": "enlarge a picture; averaged back over areas it is the picture again, if the factor is whole",

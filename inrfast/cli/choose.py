@@ -21,10 +21,18 @@ from inrfast.cli.output import (
     progress,
 )
 from inrfast.cli.shell import INTERRUPTED, complain
-from inrfast.cli.signal_options import add_signal_options, files_read, given_options, given_words, load_given
+from inrfast.cli.signal_options import (
+    add_kind_option,
+    add_signal_options,
+    files_read,
+    given_options,
+    given_words,
+    kind_given,
+    load_given,
+)
 from inrfast.errors import warn
 from inrfast.plots import SUFFIXES, check_drawable
-from inrfast.signals.kinds import SIGNALS, Signal, kind_of
+from inrfast.signals.kinds import SIGNALS, Signal
 from inrfast.spelling import level, path, whole
 
 if TYPE_CHECKING:
@@ -49,6 +57,7 @@ def add(commands: Any) -> None:
         type=path,
         help=f"the file: {', '.join(SIGNALS)}; as inrfast fit takes it, but no image enlarged unless --size says so",
     )
+    add_kind_option(parser)
     add_signal_options(parser.add_argument_group("signal"), "options")
     group = parser.add_argument_group("networks")
     size_options(group)
@@ -72,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Choose, print the table, and write figure and report where a file is named."""
     from inrfast.choosing.choose import choose
 
-    name = kind_of(arguments.signal)
+    name = kind_given(arguments)
     options = given_options(arguments, name, "options", arguments.signal)
     _check_files(arguments, name, options)
     given = arguments.candidate and [candidate(text, SIGNALS[name].axes, arguments) for text in arguments.candidate]

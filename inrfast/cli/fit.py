@@ -1,4 +1,4 @@
-"""``inrfast fit``: a network fitted to an image, a sound, a volume or a surface."""
+"""``inrfast fit``: a network fitted to an image, a sound, a volume, a surface or a video."""
 
 from __future__ import annotations
 
@@ -27,11 +27,18 @@ from inrfast.cli.output import (
     progress,
 )
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
-from inrfast.cli.signal_options import add_signal_options, files_read, given_options, load_given
+from inrfast.cli.signal_options import (
+    add_kind_option,
+    add_signal_options,
+    files_read,
+    given_options,
+    kind_given,
+    load_given,
+)
 from inrfast.files import shown
 from inrfast.losses import LOSSES, loss_of
 from inrfast.nn import INR
-from inrfast.signals.kinds import SIGNALS, Signal, kind_of, listed, write_signal
+from inrfast.signals.kinds import SIGNALS, Signal, listed, write_signal
 from inrfast.spelling import choice, number, path, spec, spellings, whole
 from inrfast.training.optimizers import OPTIMIZERS
 from inrfast.training.schedules import SCHEDULES
@@ -61,11 +68,15 @@ def add(commands: Any) -> None:
         "  inrfast fit photo.jpg --size 128 --grey --init rank_expanding --batch-size 4096 --out out/photo.png\n"
         "  inrfast fit photo.jpg --weight known.png --target-psnr 35\n"
         "  inrfast fit speech.wav --activation sine --init siren --omega 300 --batch-size 16384\n"
+        "  inrfast fit bunny.ply --as sdf --out bunny-sdf.obj\n"
+        "  inrfast fit scan.xyz --steps 4000\n"
+        "  inrfast fit clip.gif --out out/clip.gif\n"
         "  inrfast fit bunny.obj --batch-size 20000 --checkpoint bunny.checkpoint --resume\n",
     )
     kinds = "".join(f"  {name:8} {kind.summary}\n" for name, kind in SIGNALS.items())
     parser.epilog = f"signals, by the ending of the file:\n{kinds}\n{parser.epilog}"
-    parser.add_argument("signal", type=path, help=f"the file: {', '.join(SIGNALS)}")
+    parser.add_argument("signal", type=path, help=f"the file, or a folder of frames: {', '.join(SIGNALS)}")
+    add_kind_option(parser)
     parser.add_argument("--out", type=path, help="file to write, reports and model beside it (result.png, .wav, ...)")
     add_signal_options(parser.add_argument_group("signal"), "options")
     _training_options(parser)
@@ -85,8 +96,7 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--loss",
         type=spec("loss", LOSSES, attrgetter("numbers"), loss_of),
-        default="mse",
-        help=f"{spellings(LOSSES, attrgetter('numbers'))} (%(default)s)",
+        help=f"{spellings(LOSSES, attrgetter('numbers'))} (mse; l1 for distances)",
     )
     group.add_argument(
         "--optimizer",
@@ -110,13 +120,15 @@ def run(arguments: argparse.Namespace) -> int:
     from inrfast.signals.render import render
     from inrfast.training.checkpoint import save_network
 
-    name = kind_of(arguments.signal)
+    name = kind_given(arguments)
     kind = SIGNALS[name]
     options = given_options(arguments, name, "options", arguments.signal)
     out = Path(f"result{kind.ending}") if arguments.out is None else arguments.out
     report_file, model_file, page_file = (out.with_suffix(suffix) for suffix in (".json", ".safetensors", ".html"))
     _check_files(arguments, name, options, (out, report_file, model_file, page_file))
     signal = load_given(arguments, name, options)
+    arguments.loss = signal.loss if arguments.loss is None else arguments.loss
+    arguments.batch_size = signal.batch_size if arguments.batch_size is None else arguments.batch_size
     outputs = signal.target.shape[-1]
     check_file(out, kind.writable(outputs), listed(kind.writable(outputs)))
 
@@ -144,6 +156,10 @@ def run(arguments: argparse.Namespace) -> int:
         outcome += f", IoU {found['iou']:.4f} at points it did not see"
     with bar(arguments, "evaluating the network"):
         predictions = render(net, about["shape"], progress=progress(arguments), memory_budget=arguments.memory_budget)
+    if signal.measure is not None:
+        measured = signal.measure(net, predictions)
+        found |= {name: finite(value) for name, value in measured.items()}
+        outcome += "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in measured.items())
     try:
         with at_work(f"writing {out}", arguments.quiet):
             write_signal(name, predictions, about, out)
@@ -231,6 +247,11 @@ def _fitted(arguments: argparse.Namespace, signal: Signal, net: INR, lr: float, 
         "memory_budget": arguments.memory_budget,
         "data_range": signal.data_range,
     }
+    if signal.judged is not None:
+        some = torch.randperm(len(coords), generator=torch.Generator().manual_seed(arguments.seed))[: signal.judged]
+        given |= {"eval_coords": coords[some.to(coords.device)], "eval_target": target[some.to(coords.device)]}
+    if signal.regularizers:
+        given["regularizers"] = [(term.to(arguments.device, dtype), factor) for term, factor in signal.regularizers]
     given |= others
     make_folder(given["checkpoint"])
     with bar(arguments, "the fit"):

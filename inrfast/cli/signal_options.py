@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from inrfast.cli.output import progress, reading
 from inrfast.cli.shell import UsageError
-from inrfast.signals.kinds import SIGNALS, Option, Signal, load_signal
+from inrfast.signals.kinds import SIGNALS, Option, Signal, kind_of, load_signal
 from inrfast.signals.paths import readable
+from inrfast.spelling import choice
 
 Which = Literal["options", "render_options"]
 """The attribute of a kind: its options of ``fit``, or of ``render``."""
+
+
+def add_kind_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option that names the kind of the signal."""
+    parser.add_argument(
+        "--as",
+        dest="kind",
+        type=choice("--as", SIGNALS),
+        help=f"the kind of the signal, where the file does not tell: {', '.join(SIGNALS)}",
+    )
+
+
+def kind_given(arguments: argparse.Namespace) -> str:
+    """Return the kind of the signal that a command is given: as asked for, or else by the file.
+
+    An option of the kind to which the suffix belongs says so too: ``--page`` of an animation asks for an image.
+    """
+    found = kind_of(arguments.signal, arguments.kind)
+    if arguments.kind is None and not os.path.isdir(arguments.signal):
+        suffix = arguments.signal.suffix.lower()
+        for name in (name for name, kind in SIGNALS.items() if suffix in kind.readable() and name != found):
+            own = set(SIGNALS[name].options) - set(SIGNALS[found].options)
+            if any(getattr(arguments, option.replace("-", "_")) is not None for option in own):
+                return name
+    return found
 
 
 def add_signal_options(parser: argparse._ActionsContainer, which: Which) -> None:
@@ -62,7 +89,7 @@ def given_options(arguments: argparse.Namespace, kind: str, which: Which, file: 
 
 def given_words(arguments: argparse.Namespace, kind: str, which: Which) -> list[str]:
     """Return the options that were given, as they were given, for another command line."""
-    words = []
+    words = [] if arguments.kind is None else ["--as", arguments.kind]
     for option in getattr(SIGNALS[kind], which):
         text = getattr(arguments, option.replace("-", "_"))
         words += [] if text is None else [f"--{option}"] if text is True else [f"--{option}", text]
@@ -93,6 +120,8 @@ def files_read(signal: Path, kind: str, options: Mapping[str, Any]) -> dict[str,
     read = {"the signal": signal}
     read |= {f"--{option}": value for option, value in options.items() if isinstance(value, Path)}
     for what, file in read.items():
+        if what == "the signal" and SIGNALS[kind].folders and os.path.isdir(file):
+            continue
         readable(file, SIGNALS[kind].called if what == "the signal" else f"a {what}")
     return read
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from inrfast import spelling
 from inrfast.errors import check_choice, check_float, check_int, check_tensor
@@ -36,6 +37,15 @@ class Signal:
         Of the PSNR; None takes it from the target.
     stored
         Points per axis that the file has of it, where the target was resampled from them; None: as the target.
+    loss, batch_size
+        Of a fit, where the caller names none.
+    regularizers
+        ``(module, factor)`` pairs for :func:`inrfast.fit`, without which the signal is not defined.
+    judged
+        At how many points, drawn at random, the PSNR is measured during a fit; None: at all.
+    measure
+        ``measure(net, predictions)``: further numbers for the report, by name, of a fitted network and its values
+        (*grid, M); None for kinds without any.
     """
 
     coords: Tensor
@@ -45,6 +55,11 @@ class Signal:
     held_out: tuple[Tensor, Tensor] | None = None
     data_range: float | None = None
     stored: tuple[int, ...] | None = None
+    loss: str = "mse"
+    batch_size: int | None = None
+    regularizers: tuple[tuple[nn.Module, float], ...] = ()
+    judged: int | None = None
+    measure: Callable[[nn.Module, Tensor], dict[str, float]] | None = None
 
     @property
     def enlarged(self) -> bool:
@@ -80,6 +95,11 @@ def fitted_grid(about: dict[str, Any], size: Sequence[int] | None = None, least:
 
 def _nothing_more(about: dict[str, Any]) -> None:
     """Check nothing: the kind states what every kind states."""
+
+
+def _claims_nothing(path: Path) -> bool:
+    """Leave files of other kinds to them."""
+    return False
 
 
 SIZE = Option("points per axis, such as 1024x1024 (default: as fitted)", spelling.shape)
@@ -120,6 +140,13 @@ class SignalKind:
     view
         ``view(signal, predictions)``: blocks of :mod:`inrfast.pages` that show the signal beside the predictions
         (*grid, M), for the page that ``inrfast fit`` writes. None: the page has numbers alone.
+    shared
+        ``shared()``: further suffixes, of files that belong to another kind unless this one is asked for (``--as``) or
+        ``claims`` them.
+    claims
+        ``claims(path)``: whether the content of an existing file with a shared suffix, or a folder, is of this kind.
+    folders
+        Whether ``load`` takes folders too. A ``writable`` suffix of ``""`` is a folder that ``write`` makes.
     """
 
     called: str
@@ -135,12 +162,15 @@ class SignalKind:
     grid: Callable[..., tuple[list[int], Bounds]] = fitted_grid
     check: Callable[[dict[str, Any]], None] = _nothing_more
     view: Callable[[Signal, Tensor], Sequence[Block]] | None = None
+    shared: Callable[[], Collection[str]] = tuple
+    claims: Callable[[Path], bool] = _claims_nothing
+    folders: bool = False
 
 
 def _check_suffixes(name: str, kind: SignalKind) -> None:
     """Refuse a kind whose suffixes are none, or belong to another kind."""
-    suffixes = kind.readable()
-    if isinstance(suffixes, str) or not suffixes or not all(_is_suffix(suffix) for suffix in (*suffixes, kind.ending)):
+    suffixes, every = kind.readable(), [*kind.readable(), *kind.shared()]
+    if isinstance(suffixes, str) or not every or not all(_is_suffix(suffix) for suffix in (*every, kind.ending)):
         raise ValueError(
             f"ending and readable() of the signal {name!r} must be suffixes in lower case, such as '.txt' and "
             f"['.txt'], got {kind.ending!r} and {suffixes!r}"
@@ -164,28 +194,41 @@ ANY = "image"
 """The kind of a file without a suffix, of which the content must decide."""
 
 
-def kind_of(path: Path) -> str:
-    """Return the name of the kind of a file's signal, by its suffix.
+def kind_of(path: Path, asked: str | None = None) -> str:
+    """Return the name of the kind of a file's signal: the one ``asked`` for, or by its suffix, or by its content.
 
     Raises
     ------
     ValueError
-        No kind has such a suffix.
+        No kind has such a suffix; the kind that is asked for does not read it.
     """
-    suffix = path.suffix.lower()
-    claims = [name for name, kind in SIGNALS.items() if suffix in kind.readable()]
-    if claims:
-        return claims[-1]
-    if suffix and not path.is_dir():
-        known = ", ".join(f"{name} ({listed(kind.readable())})" for name, kind in SIGNALS.items())
-        raise ValueError(f"no kind of signal ends in {suffix}: {known}; got {path}")
+    suffix = "" if os.path.isdir(path) else path.suffix.lower()
+    if asked is not None:
+        kind = SIGNALS[check_choice("--as", asked, SIGNALS)]
+        suffixes = [*kind.readable(), *kind.shared()]
+        if suffix and suffix not in suffixes:
+            raise ValueError(f"--as {asked} reads {listed(suffixes)}, got {path}")
+        return asked
+    claims = [name for name, kind in SIGNALS.items() if not suffix or suffix in kind.shared()]
+    for name in claims if os.path.exists(path) else []:
+        if SIGNALS[name].claims(path):
+            return name
+    owners = [name for name, kind in SIGNALS.items() if suffix in kind.readable()]
+    if owners:
+        return owners[-1]
+    if suffix:
+        known = ", ".join(f"{name} ({listed(kind.readable())})" for name, kind in SIGNALS.items() if kind.readable())
+        asking = "".join(f"; --as {name}: {listed(SIGNALS[name].shared())}" for name in claims)
+        raise ValueError(f"no kind of signal ends in {suffix}: {known}{asking}; got {path}")
     return ANY
 
 
 def listed(suffixes: Collection[str]) -> str:
     """Return suffixes in words, for a message: of an image's many, the usual ones."""
     usual = [suffix for suffix in (".png", ".jpg", ".tiff", ".webp") if suffix in suffixes]
-    return f"{', '.join(usual)} (or another image)" if usual else " or ".join(suffixes)
+    if ".jpg" in usual:
+        return f"{', '.join(usual)} (or another image)"
+    return " or ".join(suffix or "folder without a suffix" for suffix in suffixes)
 
 
 def load_signal(name: str, path: Path, **given: Any) -> Signal:

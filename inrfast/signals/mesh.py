@@ -149,7 +149,7 @@ def sample_occupancy(
     sigma = check_float("sigma", sigma, minimum=0.0)
     generator = torch.Generator().manual_seed(check_seed("seed", seed))
     near = round(near_surface * n)
-    surface = placement.to_unit(_surface_points(mesh, near, generator))
+    surface = placement.to_unit(surface_points(mesh, near, generator))
     noise = sigma * torch.randn(near, 3, generator=generator, dtype=torch.float64, device="cpu")
     uniform = 2 * torch.rand(n - near, 3, generator=generator, dtype=torch.float64, device="cpu") - 1
     coords = torch.cat([(surface + noise).clamp(-1, 1), uniform]).float()
@@ -157,7 +157,7 @@ def sample_occupancy(
     return coords, inside.float().unsqueeze(1)
 
 
-def _surface_points(mesh: trimesh.Trimesh, n: int, generator: torch.Generator) -> Tensor:
+def surface_points(mesh: trimesh.Trimesh, n: int, generator: torch.Generator) -> Tensor:
     """Return points (n, 3), fp64, uniform by area."""
     triangles = torch.from_numpy(np.array(mesh.triangles, dtype=np.float64))
     below = torch.from_numpy(np.array(mesh.area_faces)).cumsum(0)
@@ -224,6 +224,22 @@ def isosurface(
 # ---- the kind of signal ------------------------------------------------------------------------------------------
 
 
+def check_libraries(path: Path) -> None:
+    """Refuse to read a file without all libraries of surfaces, so that none is missing after the fit."""
+    with needs("mesh", f"a fit to {path}"):
+        import igl  # noqa: F401
+        import skimage.measure  # noqa: F401
+        import trimesh  # noqa: F401
+
+
+def check_sides(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the three sides of a grid for marching cubes that a command line asks for."""
+    size = size * 3 if len(size) == 1 else size
+    if len(size) != 3 or min(size) < LEAST_SIDE:
+        raise ValueError(f"--size of a mesh must be 3 sizes (or one for all) of at least 2, got {size}")
+    return size
+
+
 def _load(
     path: Path,
     seed: int,
@@ -233,14 +249,8 @@ def _load(
     samples: int = SAMPLES,
 ) -> Signal:
     """Return points and occupancies, and others that are held out."""
-    size = size * 3 if len(size) == 1 else size
-    if len(size) != 3 or min(size) < LEAST_SIDE:
-        raise ValueError(f"--size of a mesh must be 3 sizes (or one for all) of at least 2, got {size}")
-    with needs("mesh", f"a fit to {path}"):  # all of them, so that none is missing after the fit
-        import igl  # noqa: F401
-        import skimage.measure  # noqa: F401
-        import trimesh  # noqa: F401
-
+    size = check_sides(size)
+    check_libraries(path)
     mesh = load_mesh(path)
     placement = Placement.of(mesh)
     coords, inside = sample_occupancy(mesh, samples, seed=seed, progress=progress)
@@ -258,7 +268,7 @@ def _write(predictions: Tensor, about: dict[str, Any], path: Path) -> None:
     save_mesh(isosurface(predictions[..., 0], 0.0, placement), path)
 
 
-def _check_placement(about: dict[str, Any]) -> None:
+def check_placement(about: dict[str, Any]) -> None:
     """Check the placement."""
     check_float("length", about["length"], minimum=0.0, exclusive=True)
     if len([check_float("centre", value) for value in about["centre"]]) != 3:
@@ -282,7 +292,7 @@ SIGNALS.add(
         },
         render_options={"size": Option(f"points per axis of marching cubes ({RENDER_SIDE})", spelling.shape)},
         grid=lambda about, size=(RENDER_SIDE,): fitted_grid(about, size, LEAST_SIDE),
-        check=_check_placement,
+        check=check_placement,
         view=of_mesh,
     ),
 )

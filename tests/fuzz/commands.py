@@ -41,7 +41,18 @@ NAMES = ["relu", "sine", "gaussian", "siren", "kaiming", "rank_expanding", "batc
 NAMES += ["sgd", "cosine", "medium", "highest", "RELU", "relo", "low", "0", "", "é", "--json", "\x1b[31m", "x" * 3000]
 SHARES = ["1e-2", "0.5", "1e-6", "1e-12", "1e-300", "1e300", *NUMBERS]
 DEVICES = ["cpu", "cpu:0", "cpu:99", "cuda", "cuda:-1", "meta", "mps", "xla", "warp", ""]
-PATHS = ["photo.png", "sound.wav", "cube.npy", "ball.obj", "net.safetensors", "mask.png", "text.txt", "empty.png"]
+PATHS = [
+    "photo.png",
+    "sound.wav",
+    "cube.npy",
+    "ball.obj",
+    "cloud.xyz",
+    "clip.gif",
+    "net.safetensors",
+    "mask.png",
+    "text.txt",
+    "empty.png",
+]
 PATHS += ["folder", "link.png", "loop.png", "pipe.png", "photo.PNG", "photo.png/x.png", "none.png", "none/none.png"]
 PATHS += ["new.png", "new.obj", "new.wav", "new.npy", "new.safetensors", "", ".", "-", "--", "~/x.png"]
 PATHS += ["/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "x" * 250 + ".png", "x" * 300 + ".png"]
@@ -59,6 +70,8 @@ VALUES: dict[str, Sequence[str]] = {
     "device": DEVICES,
     "rtols": SHARES,
     "levels": SHARES,
+    "frames": ("0:2", ":1", "1:", "::2", "::0", "::-1", "5", "a:b", "9:9", ":", "1:2:3:4", "-1:"),
+    "kind": ("image", "audio", "volume", "mesh", "sdf", "points", "video", *NAMES),
     "method": ("auto", "dense", "cholesky", "lanczos", "quadrature", "inertia", *NAMES),
 }
 """Values by an option's name; others have numbers where they take numbers, paths where they take paths, or names."""
@@ -110,11 +123,11 @@ def draw_command_line(command: str, rng: random.Random) -> list[str]:
     words = [command, *USUAL.get(command, [])]
     actions = options_of(command)
     for action in (action for action in actions if not action.option_strings):
-        usual = OPERANDS.get(action.dest, PATHS[:4])
+        usual = OPERANDS.get(action.dest, PATHS[:6])
         words.append(rng.choice(usual) if rng.random() < 0.75 else _value(action, rng))
     if command == "choose" and words[-1] == "ball.obj":
         words += ["--samples", "200"]
-    if "fit" in words[:1] and words[-1] in ("photo.png", "ball.obj"):
+    if "fit" in words[:1] and words[-1] in ("photo.png", "ball.obj", "cloud.xyz"):
         words += ["--size", "4"] + ["--samples", "20"] * (words[-1] == "ball.obj")
     for action in rng.choices([action for action in actions if action.option_strings], k=rng.choice((0, 1, 1, 2, 4))):
         name = rng.choice(action.option_strings)
@@ -140,6 +153,9 @@ def _samples() -> Path:
     np.save(folder / "cube.npy", pixels[:4, :4].copy())
     corners = "".join(f"v {x} {y} {z}\n" for x in (0, 1) for y in (0, 1) for z in (0, 1))
     (folder / "ball.obj").write_text(corners + "f 1 2 4 3\nf 5 7 8 6\nf 1 5 6 2\nf 3 4 8 7\nf 1 3 7 5\nf 2 6 8 4\n")
+    np.savetxt(folder / "cloud.xyz", np.random.default_rng(1).standard_normal((40, 3)))
+    frames = [Image.fromarray(part) for part in pixels.reshape(3, 2, 7, 3)]
+    frames[0].save(folder / "clip.gif", save_all=True, append_images=frames[1:])
     about = {"kind": "image", "shape": [4, 4], "offset": 0.5, "scale": 1.0}
     save_network(inr.INR(2, 3, width=4, hidden_layers=1), folder / "net.safetensors", about)
     (folder / "text.txt").write_text("nothing of the kind\n")
@@ -161,6 +177,9 @@ def _warm_up(folder: Path) -> None:
             for words in ("diagnose --out new", "ntk --rtols 1e-2", "fit photo.png --size 4", "info"):
                 run_command([words.split()[0], *USUAL[words.split()[0]], *words.split()[1:]])
             run_command(["fit", *USUAL["fit"], "ball.obj", "--size", "4", "--samples", "20"])
+            run_command(["fit", *USUAL["fit"], "ball.obj", "--as", "sdf", "--size", "4", "--samples", "20"])
+            run_command(["fit", *USUAL["fit"], "cloud.xyz", "--size", "4"])
+            run_command(["fit", *USUAL["fit"], "clip.gif"])
             run_command(["inpaint", *USUAL["inpaint"], "photo.png", "mask.png"])
             run_command(["upscale", *USUAL["upscale"], "photo.png"])
         except (LawBroken, CommandRefused):

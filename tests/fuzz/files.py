@@ -24,6 +24,8 @@ from inrfast.memory import budget_bytes
 from inrfast.signals.audio import load_audio
 from inrfast.signals.image import load_image
 from inrfast.signals.mesh import load_mesh
+from inrfast.signals.points import load_points
+from inrfast.signals.video import load_video
 from inrfast.signals.volume import load_volume
 
 # ---- what is read, and how readings differ -------------------------------------------------------------------------
@@ -48,6 +50,14 @@ def _sounds_apart(found: Any, other: Any) -> str | None:
 
 def _opaque(path: Path) -> Any:
     return load_image(path, alpha=True).numpy()
+
+
+def _clip(path: Path) -> Any:
+    return load_video(path)[0].numpy()
+
+
+def _cloud(path: Path) -> Any:
+    return load_points(path).points.numpy()
 
 
 def _triangles(path: Path) -> Any:
@@ -156,8 +166,12 @@ IMAGES = (
     _pillow_format("WEBP", ".webp", webp_chunks=readers.webp_chunks),
     _pillow_format("GIF", ".gif", gif_blocks=readers.gif_blocks),
     _pillow_format("BMP", ".bmp", bmp_header=readers.bmp_header),
+    Format("clip", ".gif", lambda: seeds.pillow_files("GIF"), _clip, {"gif_blocks": readers.gif_blocks}),
+    Format("webp clip", ".webp", lambda: seeds.pillow_files("WEBP"), _clip, {"webp_chunks": readers.webp_chunks}),
     Format("picture", ".png", _any_picture, _opaque, {"pillow": readers.pillow}),
 )
+
+CLOUDS = [b"# x y z\n0 1 2.5\n1e-3 -4 5\n", b"0 0 1 0 0 1\n1 1 1 0 1 0\n"]
 
 OTHERS = (
     Format(
@@ -222,6 +236,10 @@ OTHERS = (
         readers.triangles_apart,
         TEXT,
     ),
+    Format(
+        "xyz", ".xyz", lambda: [b"# x y z\n0 1 2.5\n1e-3 -4 5\n", b"0 0 1 0 0 1\n1 1 1 0 1 0\n"], _cloud, mutations=TEXT
+    ),
+    Format("cloud", ".ply", lambda: seeds.mesh_files("ply"), _cloud, mutations=TEXT),
     Format(
         "ply",
         ".ply",

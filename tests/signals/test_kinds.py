@@ -22,45 +22,45 @@ from inrfast.signals.volume import save_volume
 ENDING = ".frames"
 
 
-def load_video(path, seed, memory_budget, progress, frames=None):
+def load_slides(path, seed, memory_budget, progress, frames=None):
     values = torch.from_numpy(np.load(path))[:frames]
     about = {"shape": list(values.shape[:3]), "offset": 0.5, "scale": 1.0, "fps": 25}
     return Signal(inr.grid(values.shape[:3]), values - 0.5, about, data_range=1.0)
 
 
-def write_video(predictions, about, path):
+def write_slides(predictions, about, path):
     with open(path, "wb") as file:
         np.save(file, unscaled(predictions, about).numpy())
 
 
 @pytest.fixture
-def video():
+def slides():
     """A kind of signal that nothing else in the package knows."""
     yield SIGNALS.add(
-        "video",
+        "slides",
         SignalKind(
-            called="a video",
+            called="slides",
             summary="frames in one array",
             ending=ENDING,
             axes=3,
             readable=lambda: [ENDING],
             writable=lambda outputs: [ENDING],
-            load=load_video,
-            write=write_video,
+            load=load_slides,
+            write=write_slides,
             options={"frames": Option("frames to fit (100% if not given)", spelling.whole())},
         ),
     )
-    del SIGNALS._items["video"]
+    del SIGNALS._items["slides"]
 
 
-def test_a_registered_kind_is_fitted_and_rendered(video, tmp_path, capsys, monkeypatch):
+def test_a_registered_kind_is_fitted_and_rendered(slides, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open("clip.frames", "wb") as file:
         np.save(file, np.random.default_rng(0).random((4, 5, 6, 3), dtype=np.float32))
     network = ["--width", "8", "--hidden-layers", "1", "--steps", "2", "--quiet"]
     assert main(["fit", "clip.frames", *network, "--frames", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["kind"], found["size"], found["out"]) == ("video", [3, 5, 6, 3], "result.frames")
+    assert (found["kind"], found["size"], found["out"]) == ("slides", [3, 5, 6, 3], "result.frames")
     assert main(["render", "result.safetensors", "again.frames"]) == 0
     assert Path("again.frames").read_bytes() == Path("result.frames").read_bytes()
     assert main(["render", "result.safetensors", "large.frames", "--size", "6x7x8", "--quiet"]) == 0
@@ -69,23 +69,23 @@ def test_a_registered_kind_is_fitted_and_rendered(video, tmp_path, capsys, monke
     for words, told in (
         (
             ["fit", "clip.frames", "--grey"],
-            "--grey goes with a signal of the kind image; clip.frames is of video",
+            "--grey goes with a signal of the kind image or video; clip.frames is of slides",
         ),
         (["fit", "clip.frames", "--frames", "0"], "argument --frames: takes a whole number, at least 1"),
-        (["fit", "clip.frame"], "video (.frames)"),
-        (["render", "result.safetensors", "out.png"], "video: OUT must name a .frames file"),
+        (["fit", "clip.frame"], "slides (.frames)"),
+        (["render", "result.safetensors", "out.png"], "slides: OUT must name a .frames file"),
     ):
         assert main(words) == 2
         assert told in capsys.readouterr().err
     assert main(["fit", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "frames in one array" in told
-    assert "video: frames to fit (100% if not given)" in told
+    assert "slides: frames to fit (100% if not given)" in told
 
 
-def test_an_option_of_two_kinds_has_one_form(video):
-    video.options["grey"] = Option("a value where images have a switch", spelling.whole())
-    with pytest.raises(ValueError, match="--grey must take a value for all of image, video"):
+def test_an_option_of_two_kinds_has_one_form(slides):
+    slides.options["grey"] = Option("a value where images have a switch", spelling.whole())
+    with pytest.raises(ValueError, match="--grey must take a value for all of image, video, slides"):
         add_signal_options(argparse.ArgumentParser(), "options")
 
 
@@ -123,56 +123,56 @@ def test_a_model_of_an_unknown_kind_is_refused_by_name():
             check_about(about, 2, Path("model.safetensors"))
 
 
-def test_a_kind_whose_suffixes_are_no_suffixes_or_anothers_is_refused_and_leaves_no_trace(video):
+def test_a_kind_whose_suffixes_are_no_suffixes_or_anothers_is_refused_and_leaves_no_trace(slides):
     known = dict(SIGNALS)
-    for other, taken in SIGNALS.items():
+    for other, taken in [(name, kind) for name, kind in SIGNALS.items() if kind.readable()]:
         suffix = sorted(taken.readable())[0]
         with pytest.raises(ValueError, match=rf"\{suffix} of the signal 'films' belongs to '{other}'"):
-            SIGNALS.add("films", replace(video, readable=lambda suffix=suffix: [".films", suffix]))
+            SIGNALS.add("films", replace(slides, readable=lambda suffix=suffix: [".films", suffix]))
     for wrong in ({"readable": lambda: []}, {"readable": lambda: ".films"}, {"readable": lambda: [".a.b"]}):
         with pytest.raises(ValueError, match="must be suffixes in lower case"):
-            SIGNALS.add("films", replace(video, **wrong))
+            SIGNALS.add("films", replace(slides, **wrong))
     with pytest.raises(ValueError, match="must be suffixes in lower case"):
-        SIGNALS.add("films", replace(video, readable=lambda: [".films"], ending="films"))
+        SIGNALS.add("films", replace(slides, readable=lambda: [".films"], ending="films"))
     assert dict(SIGNALS) == known
 
 
 @pytest.mark.parametrize(
     ("loaded", "words"),
     [
-        (lambda signal: None, "load of the signal 'video' must return a Signal.*, got NoneType"),
+        (lambda signal: None, "load of the signal 'slides' must return a Signal.*, got NoneType"),
         (lambda signal: (signal.coords, signal.target), "must return a Signal.*, got tuple"),
-        (lambda signal: replace(signal, coords=signal.coords[:-1]), r"target of .*'video' must be .* N = 59 coords"),
-        (lambda signal: replace(signal, coords=signal.coords[:, :2]), r"coords of .*'video' must be \(N, 3\)"),
-        (lambda signal: replace(signal, coords=signal.coords.tolist()), "coords of .*'video' must be a torch.Tensor"),
-        (lambda signal: replace(signal, target=signal.target.flatten()), "target of .*'video' must be"),
-        (lambda signal: replace(signal, about={}), "about of .*'video' .*'shape' is missing"),
-        (lambda signal: replace(signal, about=None), "about of .*'video' .*got NoneType"),
+        (lambda signal: replace(signal, coords=signal.coords[:-1]), r"target of .*'slides' must be .* N = 59 coords"),
+        (lambda signal: replace(signal, coords=signal.coords[:, :2]), r"coords of .*'slides' must be \(N, 3\)"),
+        (lambda signal: replace(signal, coords=signal.coords.tolist()), "coords of .*'slides' must be a torch.Tensor"),
+        (lambda signal: replace(signal, target=signal.target.flatten()), "target of .*'slides' must be"),
+        (lambda signal: replace(signal, about={}), "about of .*'slides' .*'shape' is missing"),
+        (lambda signal: replace(signal, about=None), "about of .*'slides' .*got NoneType"),
         (
             lambda signal: replace(signal, about={**signal.about, "scale": 0}),
-            "about of .*'video' .*scale must be above",
+            "about of .*'slides' .*scale must be above",
         ),
     ],
 )
-def test_what_is_no_signal_is_told_with_its_kind(video, loaded, words, tmp_path, capsys, monkeypatch):
+def test_what_is_no_signal_is_told_with_its_kind(slides, loaded, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open("clip.frames", "wb") as file:
         np.save(file, np.zeros((3, 4, 5, 1), dtype=np.float32))
-    wrong = replace(video, load=lambda *given, **options: loaded(load_video(*given, **options)))
-    monkeypatch.setattr(SIGNALS, "_items", {**SIGNALS, "video": wrong})
+    wrong = replace(slides, load=lambda *given, **options: loaded(load_slides(*given, **options)))
+    monkeypatch.setattr(SIGNALS, "_items", {**SIGNALS, "slides": wrong})
     assert main(["fit", "clip.frames", "--width", "4", "--steps", "1", "--quiet"]) == 2
     assert re.search(words, capsys.readouterr().err)
 
 
-def test_a_kind_that_writes_nothing_is_told_and_the_network_is_kept(video, tmp_path, capsys, monkeypatch):
+def test_a_kind_that_writes_nothing_is_told_and_the_network_is_kept(slides, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open("clip.frames", "wb") as file:
         np.save(file, np.zeros((3, 4, 5, 1), dtype=np.float32))
-    monkeypatch.setattr(SIGNALS, "_items", {**SIGNALS, "video": replace(video, write=lambda *given: None)})
+    monkeypatch.setattr(SIGNALS, "_items", {**SIGNALS, "slides": replace(slides, write=lambda *given: None)})
     for _ in range(2):  # also over a file that is there already
         assert main(["fit", "clip.frames", "--width", "4", "--steps", "1", "--quiet"]) == 1
         told = capsys.readouterr().err
-        assert "write of the signal 'video' wrote no file result.frames" in told
+        assert "write of the signal 'slides' wrote no file result.frames" in told
         assert "kept the network" in told
         assert main(["render", "result.safetensors", "result.frames", "--quiet"]) == 2
         assert "wrote no file result.frames" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -80,6 +81,42 @@ class Element:
         return named[0]
 
 
+NORMALS = ("nx", "ny", "nz")
+"""Names of a vertex's normal."""
+
+
+def has_faces(content: bytes) -> bool:
+    """Return whether the header of a file, whose first bytes are given, states faces; True if it is none."""
+    try:
+        elements = _header(content)[1]
+    except ValueError:
+        return True
+    return "vertex" not in elements or any(e.count for e in elements.values() if _is_surface(e))
+
+
+def _is_surface(element: Element) -> bool:
+    return element.name == "face" or any(one.name in CORNERS for one in element.properties)
+
+
+def read_ply_points(content: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the vertices, fp64 (n, 3), and their normals, if the file has any; its faces are checked and left out.
+
+    Raises
+    ------
+    ValueError
+        As in :func:`read_ply`.
+    """
+    order, elements, start = _header(content)
+    if "vertex" not in elements:
+        raise ValueError("it states no vertices")
+    axes = ("x", "y", "z", *(NORMALS if set(NORMALS) <= elements["vertex"].names else ()))
+    read = _read_ascii if order is None else _read_binary
+    polygons = Polygons()
+    rows = read(content, start, order, elements, polygons, axes)
+    polygons.triangles(len(rows))
+    return rows[:, :3], rows[:, 3:] if len(axes) > 3 else None
+
+
 def read_ply(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Return vertices, fp64 (n, 3), and triangles, int64 (m, 3), of a file's content.
 
@@ -97,7 +134,7 @@ def read_ply(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     if "vertex" not in elements or "face" not in elements:
         return np.empty((0, 3)), polygons.triangles(0)
     read = _read_ascii if order is None else _read_binary
-    vertices = read(content, start, order, elements, polygons)
+    vertices = read(content, start, order, elements, polygons, ("x", "y", "z"))
     return vertices, polygons.triangles(len(vertices))
 
 
@@ -156,19 +193,24 @@ def _add(elements: dict[str, Element], new: Property) -> None:
 
 
 def _read_ascii(
-    content: bytes, start: int, order: str | None, elements: dict[str, Element], polygons: Polygons
+    content: bytes,
+    start: int,
+    order: str | None,
+    elements: dict[str, Element],
+    polygons: Polygons,
+    axes: Sequence[str],
 ) -> np.ndarray:
-    """Return the vertices, fp64 (n, 3), and add the faces."""
+    """Return these numbers of the vertices, fp64 (n, axes), and add the faces."""
     first = len(plain_text(content[:start]).split(b"\n"))
     text = plain_text(content[start:])
     filled = [element for element in elements.values() if element.properties]
     check_line_count(text, sum(element.count for element in filled))
     reader = RowReader(text, comments=False, number=first)
-    parts = [np.empty((0, 3))]
+    parts = [np.empty((0, len(axes)))]
     for element in filled:
         for rows in reader.take(element.count, f"elements {element.label}"):
             if element.name == "vertex":
-                parts.append(_ascii_vertices(rows, element))
+                parts.append(_ascii_vertices(rows, element, axes))
             else:
                 lists = _ascii_lists(rows, element)
                 if element.name != "face" or len(element.properties) > 1:
@@ -177,12 +219,12 @@ def _read_ascii(
                     corners, sizes = lists[element.corners()]
                     polygons.add(integers(rows, corners, np.array(sizes)), sizes, rows.numbers)
     reader.finish()
-    _check_end(text, filled[-1], sum(map(len, parts)), polygons.last_size())
+    _check_end(text, filled[-1], sum(map(len, parts)), polygons.last_size(), axes)
     return np.concatenate(parts)
 
 
-def _ascii_vertices(rows: Rows, element: Element) -> np.ndarray:
-    places = [element.place(axis) for axis in "xyz"]
+def _ascii_vertices(rows: Rows, element: Element, axes: Sequence[str]) -> np.ndarray:
+    places = [element.place(axis) for axis in axes]
     _ascii_lists(rows, element)
     if any(one.length for one in element.properties):
         raise ValueError("its vertices have lists, which is not read")
@@ -212,7 +254,7 @@ def _ascii_lists(rows: Rows, element: Element) -> dict[int, tuple[list[bytes], l
     return lists
 
 
-def _check_end(text: bytes, last: Element, vertices: int, corners: int) -> None:
+def _check_end(text: bytes, last: Element, vertices: int, corners: int, axes: Sequence[str]) -> None:
     """Refuse an open end that may have had more digits, where they would have changed the mesh.
 
     ``corners`` is how many the last face has.
@@ -221,7 +263,7 @@ def _check_end(text: bytes, last: Element, vertices: int, corners: int) -> None:
     if last.name == "face" and last.corners() == len(last.properties) - 1:
         if corners > 2:
             check_open_index(text, comments=False, largest=vertices - 1)
-    elif last.name == "vertex" and ends in ("x", "y", "z") and open_word(text, comments=False):
+    elif last.name == "vertex" and ends in axes and open_word(text, comments=False):
         raise ValueError("its last line has no line end and may have gone on; end it with a line end if it is whole")
 
 
@@ -229,10 +271,15 @@ def _check_end(text: bytes, last: Element, vertices: int, corners: int) -> None:
 
 
 def _read_binary(
-    content: bytes, start: int, order: str | None, elements: dict[str, Element], polygons: Polygons
+    content: bytes,
+    start: int,
+    order: str | None,
+    elements: dict[str, Element],
+    polygons: Polygons,
+    axes: Sequence[str],
 ) -> np.ndarray:
-    """Return the vertices, fp64 (n, 3), and add the faces."""
-    vertices = np.empty((0, 3))
+    """Return these numbers of the vertices, fp64 (n, axes), and add the faces."""
+    vertices = np.empty((0, len(axes)))
     for element in elements.values():
         least = sum(np.dtype(one.length or one.dtype).itemsize for one in element.properties)
         if element.count * least > len(content) - start:
@@ -247,7 +294,7 @@ def _read_binary(
             table = np.frombuffer(content, same, element.count, start)
             start += table.nbytes
             if element.name == "vertex":
-                places = [element.place(axis) for axis in "xyz"]
+                places = [element.place(axis) for axis in axes]
                 vertices = np.stack([table[f"{place}"].astype(np.float64) for place in places], axis=1)
             elif element.name == "face":
                 corners = table[f"{element.corners()}"].astype(np.int64)

@@ -47,6 +47,9 @@ class _Smoothness(nn.Module):
         Of the points that are drawn: they hang on seed and step alone.
     """
 
+    instead = "use mode='differences'"
+    """What to do where points are coupled, for the message."""
+
     def __init__(
         self,
         points: ArrayLike | Sequence[int],
@@ -95,19 +98,27 @@ class _Smoothness(nn.Module):
 
     def _value(self, net: nn.Module, step: int | None) -> Tensor:
         """Return the regulariser over the points that a step draws."""
-        calling = Calling(self.select, 2 if isinstance(net, INR) else self.axes)
-        numbers = torch.arange(len(self.points), device=self.points.device)
-        some = drawn("rows", numbers, self.rows, PART, generator_of(self.seed, step))
+        some, calling = self._drawn(net, step)
         if self.mode == MODES[0]:
             return self._of(self._differences(net, calling, some))
-        _stands_alone(net)
+        return self._of(self._derivatives(net, calling, some)[1])
+
+    def _drawn(self, net: nn.Module, step: int | None) -> tuple[Tensor, Calling]:
+        """Return the numbers of the points of a step, and how the network is called."""
+        numbers = torch.arange(len(self.points), device=self.points.device)
+        some = drawn("rows", numbers, self.rows, PART, generator_of(self.seed, step))
+        return some, Calling(self.select, 2 if isinstance(net, INR) else self.axes)
+
+    def _derivatives(self, net: nn.Module, calling: Calling, some: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values (n, M) and gradients (n, M, d) at some of the points, by autograd."""
+        _stands_alone(net, self.instead)
         if any(own.is_inference() for own in net.parameters()):
             raise ValueError("net was made in inference mode, where nothing has derivatives; make it outside")
         with torch.inference_mode(False), torch.enable_grad():  # which the caller may have switched off
             coords = self.points[some.clone()].requires_grad_()
             with buffers_kept(net):
                 values = calling.predicted(net, coords)
-            return self._of(gradient(values, coords))
+            return values, gradient(values, coords)
 
     def _of(self, slopes: Tensor) -> Tensor:
         """Return the regulariser of gradients (n, M, d)."""
@@ -226,13 +237,13 @@ class DirichletEnergy(_Smoothness):
         return slopes.square().sum((1, 2)).mean() / 2
 
 
-def _stands_alone(net: nn.Module) -> None:
+def _stands_alone(net: nn.Module, instead: str) -> None:
     """Refuse derivatives where a move of one point moves the values of others, which cancels them."""
     for name, own in net.named_modules():
         if isinstance(own, nn.modules.batchnorm._BatchNorm) and (own.training or own.running_mean is None):
             raise ValueError(
-                f"mode='derivatives' needs values of single points, and {name or 'net'} ({type(own).__name__}) takes "
-                "the statistics of all in train mode: use mode='differences'"
+                f"derivatives need values of single points, and {name or 'net'} ({type(own).__name__}) takes the "
+                f"statistics of all in train mode: {instead}"
             )
 
 
