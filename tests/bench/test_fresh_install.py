@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import fresh_install
 
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "fresh-install.json"
 
 
