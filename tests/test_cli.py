@@ -473,13 +473,7 @@ def test_fit_refuses_damaged_signals_of_every_kind(tmp_path, refused, name):
 
 
 def test_fit_refuses_options_of_other_kinds(photo, sound, cube, ball, refused):
-    refused(
-        fit_command(sound, "--size", "4"),
-        "--size",
-        "image or mesh or sdf or points or video or volume",
-        "sound.wav",
-        "audio",
-    )
+    refused(fit_command(sound, "--size", "4"), "--size goes with", "image", "mesh", "volume", "sound.wav", "of audio")
     refused(fit_command(cube, "--grey"), "--grey", "image", "volume")
     refused(fit_command(photo, "--samples", "5"), "--samples", "mesh", "image")
     refused(fit_command(cube, "--weight", photo), "--weight", "image")
