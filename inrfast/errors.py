@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inrfast.arrays import as_tensor, is_array
 from inrfast.words import check_choice as check_choice
 from inrfast.words import nearest as nearest
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class InrfastError(Exception):
@@ -110,6 +113,57 @@ class Hinting:
             hint = "" if name.startswith("_") else nearest(name, (own for own in dir(type(self)) if own[0] != "_"))
             told = f"{type(self).__name__!r} object has no attribute {name!r}.{hint}"
             raise AttributeError(told, name=name, obj=self)
+
+
+def called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return ``function(*args, **kwargs)``; of an argument whose name it does not know, the nearest one is said.
+
+    Raises
+    ------
+    TypeError
+        The call does not fit the signature; what the function itself raises is left alone.
+    """
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise  # of the function itself, whose frame follows
+        told = _unknown(function, kwargs)
+        if not told:
+            raise
+        raise TypeError(told) from None
+
+
+def _unknown(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> str:
+    """Return what is said of the first argument whose name a function does not know; nothing if there is none."""
+    names = [name for name in inspect.signature(function).parameters if name != "self"]
+    unknown = next((name for name in kwargs if name not in names), None)
+    if unknown is None:
+        return ""
+    cure = nearest(unknown, names)
+    what = function.__qualname__.removesuffix(".__init__")
+    return f"{what}() takes no argument {unknown!r}.{cure or ' It takes ' + ', '.join(names)}"
+
+
+def tells_arguments(function: F) -> F:
+    """Decorate a function so that an argument of an unknown name is refused with the nearest one that it takes."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return called(function, args, kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def check_module(argument: str, got: Any) -> nn.Module:
+    """Return ``got`` if it is a module; a class of modules is told from its objects."""
+    if isinstance(got, nn.Module):
+        return got
+    if isinstance(got, type) and issubclass(got, nn.Module):
+        raise TypeError(
+            f"{argument} must be a torch.nn.Module, got the class {got.__name__}; write {got.__name__}(...)"
+        )
+    raise TypeError(f"{argument} must be a torch.nn.Module, got {type(got).__name__}")
 
 
 def check_int(argument: str, got: Any, minimum: int | None = None) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
-from inrfast.errors import check_seed, check_tensor, warn
+from inrfast.errors import check_module, check_seed, check_tensor, warn
 from inrfast.grids import check_bounds
 from inrfast.initialisers import (
     INITIALISERS,
@@ -181,8 +181,7 @@ def apply_(
     0 (gets the coordinates): rank_expanding(bounds=[(0, 1), (0, 1)]), 0 dead units
     2: left alone, rank_expanding is of the first layer alone
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    check_module("module", module)
     refuse_pieces(module, "module")
     module = unwrapped(module)
     seed = check_seed("seed", seed)

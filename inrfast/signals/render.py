@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.calling import Called, Calling, Select
-from inrfast.errors import MemoryBudgetError
+from inrfast.errors import MemoryBudgetError, check_module
 from inrfast.grids import axes
 from inrfast.memory import budget_bytes, cached_rows, chunks, require
 from inrfast.mlp import is_pointwise
@@ -67,8 +67,7 @@ def render(
         The result with a chunk of one point exceeds the budget, or with the whole grid for a network that couples its
         points; nothing was allocated.
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    check_module("net", net)
     for name, parameter in net.named_parameters():
         if parameter.is_complex():
             raise ValueError(f"net has a complex parameter, {name!r}; only real networks are rendered")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from inrfast.calling import Calling, Select
-from inrfast.errors import check_coords, check_float, check_tensor
+from inrfast.errors import check_coords, check_float, check_module, check_tensor
 from inrfast.metrics import data_range_of
 from inrfast.modes import modes_kept, own_modes
 from inrfast.nn import declared_sizes
@@ -114,8 +114,7 @@ def stacked(data: Sequence[Data]) -> Data:
 
 def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.device]:
     """Return dtype and device of a network that can be trained."""
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"{argument} must be a torch.nn.Module, got {type(net).__name__}")
+    check_module(argument, net)
     if isinstance(net, torch.jit.RecursiveScriptModule):
         raise TypeError(
             f"{argument} is compiled by torch.jit.script, which hides its parameters; fit the module itself"

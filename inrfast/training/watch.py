@@ -16,7 +16,17 @@ from inrfast import notebook
 from inrfast.analysis.diagnosis import RTOLS
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Select
-from inrfast.errors import RangeError, check_coords, check_float, check_int, check_seed, check_tensor, warn
+from inrfast.errors import (
+    RangeError,
+    check_coords,
+    check_float,
+    check_int,
+    check_module,
+    check_seed,
+    check_tensor,
+    tells_arguments,
+    warn,
+)
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.modes import own_modes
 from inrfast.records import Record, brief, in_a_line, plain
@@ -286,6 +296,7 @@ class Watch:
         return draw(self, path)
 
 
+@tells_arguments
 def watch(
     net: nn.Module,
     coords: ArrayLike,
@@ -363,8 +374,7 @@ def watch(
     >>> [record.step for record in watch.history], len(watch.history[0].ranks)
     ([0, 5, 10], 5)
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    check_module("net", net)
     if every is not None and cost is not None:
         raise ValueError(f"give every or cost, not both: got every={every!r} and cost={cost!r}")
     every = None if every is None else check_int("every", every, minimum=1)
