@@ -38,6 +38,7 @@ FLOORS = {
         "encodings",
         "losses",
         "metrics",
+        "pixels",
     ),
     "ground": (
         "backends",

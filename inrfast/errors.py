@@ -226,7 +226,7 @@ def check_tensor(
     if ndim is not None and got.ndim != ndim:
         raise ValueError(f"{argument} must have {ndim} dimensions, got shape {tuple(got.shape)}")
     if floating and not got.is_floating_point():
-        raise TypeError(f"{argument} must have a floating-point dtype, got {got.dtype}{_cure(got.dtype)}")
+        raise TypeError(f"{argument} must have a floating-point dtype, got {got.dtype}{_cure(argument, got.dtype)}")
     if nonempty and got.numel() == 0:
         raise ValueError(f"{argument} must not be empty, got shape {tuple(got.shape)}")
     if finite:
@@ -237,10 +237,12 @@ def check_tensor(
     return got
 
 
-def _cure(dtype: torch.dtype) -> str:
+def _cure(argument: str, dtype: torch.dtype) -> str:
     """Return how numbers of another dtype become floating ones."""
     if dtype.is_complex:
         return "; only real numbers are taken"
+    if argument.endswith("coords") and dtype != torch.bool:
+        return "; of numbers of pixels inrfast.grid((H, W)) has the coordinates in [-1, 1], else .float() makes one"
     return "; pixels of 8 bits: .float() / 255" if dtype == torch.uint8 else "; .float() makes one (.double() in fp64)"
 
 
@@ -301,12 +303,22 @@ def check_coords(argument: str, got: Any, in_features: int | None = None, device
     if in_features is not None and coords.shape[-1] != in_features:
         raise ValueError(
             f"{argument} must have shape (N, {in_features}), or (..., {in_features}) with more axes, for this network, "
-            f"got {tuple(coords.shape)}"
+            f"got {tuple(coords.shape)}{_coords_cure(argument, tuple(coords.shape), in_features)}"
         )
     if device is not None and coords.device != device:
         raise ValueError(f"{argument} is on {coords.device} but the network is on {device}; move one of them")
     check_tensor(argument, coords)
     return coords if coords.ndim == 2 else coords.reshape(-1, coords.shape[-1])
+
+
+def _coords_cure(argument: str, shape: tuple[int, ...], in_features: int) -> str:
+    """Return how points of another shape become those of a network, where that can be told."""
+    if shape[0] == in_features:
+        axes = ", ".join(map(str, [*range(1, len(shape)), 0]))
+        return f"; {argument}.permute({axes}) has the coordinates of a point in its last axis"
+    if shape[-1] == in_features + 1 and len(shape) == 2:
+        return "; the grid of an image (H, W, C) is inrfast.grid(image.shape[:2])" if in_features == 2 else ""
+    return ""
 
 
 def check_entries(argument: str, config: Mapping[str, Any], kind: type) -> None:

@@ -109,7 +109,7 @@ def test_a_class_of_modules_is_told_from_its_objects():
         TypeError, match=r"net must be a torch.nn.Module, got the class Identity; write Identity\(...\)"
     ):
         check_module("net", torch.nn.Identity)
-    with pytest.raises(TypeError, match="net must be a torch.nn.Module, got int"):
+    with pytest.raises(TypeError, match=r"must be a torch.nn.Module, got int"):
         check_module("net", 3)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inrfast.errors import DivergedError
 from inrfast.training.data import Data
+from inrfast.training.given import NOTHING, Made
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Member:
     data_range: float = 1.0
     range_given: bool = False
     modules: tuple[nn.Module, ...] = ()
+    made: Made = NOTHING
     index: int = 0
     several: bool = False
     done: int = 0
