@@ -39,6 +39,7 @@ FLOORS = {
         "losses",
         "metrics",
         "pixels",
+        "seeds",
     ),
     "ground": (
         "backends",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
-from inrfast.errors import check_module, check_seed, check_tensor, warn
+from inrfast.errors import check_module, check_tensor, warn
 from inrfast.grids import check_bounds
 from inrfast.initialisers import (
     INITIALISERS,
@@ -32,6 +32,7 @@ from inrfast.memory import tells_refusals
 from inrfast.modes import without_autocast
 from inrfast.nn import DEAD_SHARE, INR, undrawn
 from inrfast.records import Record
+from inrfast.seeds import seed_of
 from inrfast.wrapped import refuse_pieces, unwrapped
 
 __all__ = [
@@ -127,7 +128,7 @@ def apply_(
     coords: ArrayLike | None = None,
     bounds: Any = None,
     omega: float | Mapping[str, float] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Applied:
     """Initialise the linear layers of any module in place and return what was changed.
 
@@ -157,7 +158,8 @@ def apply_(
         each layer's ``torch.sin`` or, where there is none, the attribute ``omega_0``, ``omega`` or ``w0`` of its
         module, of what stands in it or after it, or of a module around it.
     seed
-        Below 2^32; the numbers are those that ``INR(init=rule, seed=seed)`` draws for a network without an encoding.
+        Below 2^32; None draws one from torch's global generator. The numbers are those that ``INR(init=rule,
+        seed=seed)`` draws for a network without an encoding.
 
     Returns
     -------
@@ -184,7 +186,7 @@ def apply_(
     check_module("module", module)
     refuse_pieces(module, "module")
     module = unwrapped(module)
-    seed = check_seed("seed", seed)
+    seed = seed_of("seed", seed)
     points = None if coords is None else check_tensor("coords", coords)
     first, hidden = _both(rule)
     box, said = _box(module, points, bounds, first)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from inrfast.activations import BoundActivation, bind, shown
 from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding, built, encoding_of, from_config
-from inrfast.errors import check_choice, check_entries, check_int, check_seed, warn
+from inrfast.errors import check_choice, check_entries, check_int, warn
 from inrfast.grids import check_bounds
 from inrfast.initialisers import dead_units, expands_rank, initialise_
 from inrfast.memory import counted, require_free, tells_refusals
@@ -23,6 +23,7 @@ from inrfast.norms import made_norm, norm_config, norm_of
 from inrfast.norms.sphere import SphereNorm as SphereNorm  # pickled networks name it so
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 from inrfast.ops.grid_init import rank_expanding
+from inrfast.seeds import seed_of
 from inrfast.wrapped import unwrapped
 
 NORM_POSITIONS = ("post", "pre")
@@ -215,7 +216,9 @@ class INR(nn.Module):
     bias
         Whether the linear layers have one.
     seed
-        Below 2^32, of a CPU generator: the same weights on every device, the global generator untouched.
+        Below 2^32, of a CPU generator: the same weights on every device, the global generator untouched. None draws a
+        seed from torch's global generator, so that ``torch.manual_seed`` decides on the weights, as it does on those of
+        ``torch.nn.Linear``; :attr:`seed` and :meth:`config` keep it.
     device, dtype
         Of the parameters; dtype defaults to fp32.
     modulation
@@ -230,6 +233,8 @@ class INR(nn.Module):
     ----------
     layers
         ``ModuleList`` of ``nn.Linear``, the head last: keys ``layers.0.weight``, ``layers.0.bias``, ...
+    seed
+        The given or the drawn one.
     modulations
         ``ModuleList`` of the filters, ``nn.Identity`` for a layer without one: keys ``modulations.0.linear.weight``,
         ...; None if no layer has one.
@@ -265,7 +270,7 @@ class INR(nn.Module):
         norm_position: str = "post",
         init: Any = "default",
         bias: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         modulation: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any] | None] | None = None,
@@ -299,7 +304,7 @@ class INR(nn.Module):
             None if own is None else norm_config(own, self.width) for own in _per_layer("norm", norm, hidden_layers)
         )
         self.norm_position = check_choice("norm_position", norm_position, NORM_POSITIONS)
-        self.seed = check_seed("seed", seed)
+        self.seed = seed_of("seed", seed)
         generator = torch.Generator().manual_seed(self.seed)
         self.encoding = None if encoding is None else built(encoding, self.in_features, generator, where, dtype)
         inlet = self.in_features if self.encoding is None else self.encoding.out_features

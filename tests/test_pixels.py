@@ -23,7 +23,8 @@ def test_a_picture_has_the_values_that_its_file_is_read_with(mode, tmp_path):
     picture.save(tmp_path / "picture.png")
     values, white = as_values("target", picture)
     assert white == 255
-    assert torch.equal(values.reshape(5, 7, -1), load_image(tmp_path / "picture.png", grey=mode == "L", alpha=mode == "RGBA"))
+    read = load_image(tmp_path / "picture.png", grey=mode == "L", alpha=mode == "RGBA")
+    assert torch.equal(values.reshape(5, 7, -1), read)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

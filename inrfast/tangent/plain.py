@@ -81,7 +81,12 @@ _known: dict[Hashable, Known] = {}
 @cache
 def _usual() -> dict[type[nn.Module], frozenset[str]]:
     """Return the attributes of modules as their constructors leave them, by the class."""
-    made: list[nn.Module] = [INR(1, 1, width=1, hidden_layers=1), nn.Linear(1, 1), nn.ModuleList(), nn.Identity()]
+    made: list[nn.Module] = [
+        INR(1, 1, width=1, hidden_layers=1, seed=0),
+        nn.Linear(1, 1),
+        nn.ModuleList(),
+        nn.Identity(),
+    ]
     return {type(module): frozenset(vars(module)) for module in made}
 
 

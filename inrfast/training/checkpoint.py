@@ -310,8 +310,10 @@ def _listed(found: Sequence[str], most: int) -> str:
 
 
 def _as_before(own: list[dict[str, Any]], members: Sequence[Member]) -> None:
-    """Take the PSNR's range of files that do not name it, which is 1, where none is asked for."""
+    """Take the file's seed where none is asked for, and the PSNR's range of files that do not name it, which is 1."""
     for then, member in zip(own, members, strict=False):
+        if not member.seed_given:
+            member.seed = then["seed"]
         if "data_range" not in then:
             then["data_range"] = 1.0
             member.data_range = member.data_range if member.range_given else 1.0

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Select
-from inrfast.errors import check_float, check_seed
+from inrfast.errors import check_float
 from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_other_box
+from inrfast.seeds import seed_of
 from inrfast.training.callables import check_trained
 from inrfast.training.data import Data, check_apart, check_data, check_measured, check_net, check_spread, range_of
 from inrfast.training.given import gathered, is_batches
@@ -56,7 +57,7 @@ def fit(
     checkpoint: Any = None,
     checkpoint_seconds: float = 60,
     resume: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool | None = None,
     memory_budget: int | None = None,
     *,
@@ -159,7 +160,8 @@ def fit(
     seed
         Below 2^63. Of the batches, and of what the network or the loss draw from PyTorch's generators, which are
         afterwards as they were; in other threads nothing else should draw meanwhile. NumPy's generators do not follow
-        it.
+        it. None draws one number from torch's global CPU generator, so that ``torch.manual_seed`` decides on it;
+        ``config["seed"]`` keeps it, and a resumed fit takes that of its checkpoint.
     progress
         Whether to show a progress bar; None shows it on a terminal and in a notebook.
     memory_budget
@@ -263,7 +265,7 @@ def fit_many(
     checkpoint: Any = None,
     checkpoint_seconds: float = 60,
     resume: bool = False,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] | None = None,
     progress: bool | None = None,
     memory_budget: int | None = None,
     *,
@@ -295,7 +297,7 @@ def fit_many(
         Values for all, (N, M) or (*grid, M), or B of them: a sequence, or a tensor (B, N, M) or (B, *grid, M). Pictures
         and pixels of whole numbers as for :func:`inrfast.fit`.
     lr, seed, target_psnr, data_range
-        One for all, or one per network. With one seed all networks see the same batches.
+        One for all, or one per network. With one seed, also a drawn one, all networks see the same batches.
     weight, eval_coords, eval_target
         One for all, or a sequence of one per network; see :func:`inrfast.fit`.
     optimizer
@@ -373,7 +375,7 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
     named = options.objective.named
     lr = check_float(f"lr{at}", own.lr, minimum=0.0, exclusive=True)
     goal = None if own.target_psnr is None else check_float(f"target_psnr{at}", own.target_psnr)
-    seed = check_seed(f"seed{at}", own.seed, bits=63)
+    seed = seed_of(f"seed{at}", own.seed, bits=63)
     try:
         data = check_data(net, own.coords, own.target, own.weight, ("coords", target, "weight"), options.select)
         if named is not None:
@@ -409,6 +411,7 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
         modules,
         own.made,
         several=index is not None,
+        seed_given=own.seed_given,
     )
 
 

@@ -36,6 +36,7 @@ class Member:
     made: Made = NOTHING
     index: int = 0
     several: bool = False
+    seed_given: bool = True
     done: int = 0
     losses: list[float] = field(default_factory=list)
     history: list[tuple[int, float]] = field(default_factory=list)

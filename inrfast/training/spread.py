@@ -13,6 +13,7 @@ from inrfast.arrays import as_tensor, is_array
 from inrfast.calling import Select
 from inrfast.errors import check_coords, check_tensor
 from inrfast.pixels import as_values, is_picture, range_of_pixels
+from inrfast.seeds import seed_of
 from inrfast.training.data import aligned, calling_of, check_apart, check_net, count_outputs, of_dtype
 from inrfast.training.given import NOTHING, Made, grid_in, grid_of, taken
 from inrfast.training.objective import check_modules
@@ -36,19 +37,20 @@ class Own:
     data_range: Any
     modules: tuple[nn.Module, ...] = ()
     made: Made = NOTHING
+    seed_given: bool = True
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Own:
         """Return those of :func:`inrfast.fit`, from its arguments by name."""
         net, select = given["net"], given["select"]
-        own = {name: given[name] for name in cls.__dataclass_fields__ if name not in ("modules", "made")}
+        own = {name: given[name] for name in cls.__dataclass_fields__ if name not in ("modules", "made", "seed_given")}
         own["coords"], own["target"], made = taken(net, own["coords"], own["target"], select)
         made = replace(made, white=given.get("white", made.white))
         own["data_range"] = range_of_pixels(own["data_range"], made.white)
         if own["eval_target"] is not None:
             points = own["coords"] if own["eval_coords"] is None else own["eval_coords"]
             own["eval_target"] = taken(net, points, own["eval_target"], select, "eval_target")[1]
-        return cls(**own, made=made)
+        return cls(**own, made=made, seed_given=own["seed"] is not None)
 
     @classmethod
     def of_many(cls, nets: Sequence[nn.Module], given: Mapping[str, Any]) -> list[Own]:
@@ -65,6 +67,9 @@ class Own:
         points = _own_points("coords", given["coords"], count)
         outputs = _outputs_of(nets[0], points[0], given["select"])
         own = {name: each(name, given[name], count) for name in ("weight", "lr", "target_psnr", "seed", "data_range")}
+        own["seed_given"] = [given["seed"] is not None] * count
+        if given["seed"] is None:
+            own["seed"] = [seed_of("seed", None)] * count
         own |= {"coords": points, "target": _own_values("targets", given["targets"], points, count, outputs)}
         eval_coords, eval_target = given["eval_coords"], given["eval_target"]
         own |= {"eval_coords": [eval_coords] * count, "eval_target": [None] * count}

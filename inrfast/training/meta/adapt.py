@@ -134,6 +134,7 @@ def adapt(
         eval_coords=None if measured is None else _points(measured),
         eval_target=None if measured is None else list(measured.target),
         data_range=data_range,
+        seed=0,  # nothing is drawn: all points in every step
         progress=False,
         memory_budget=memory_budget,
     )

@@ -35,10 +35,20 @@ class MetaCheckpoint:
         The settings that must be those of the file.
     layout
         What decides about the last digits.
+    drawn
+        Whether the seed in ``config`` is a drawn one, which that of the file then replaces there.
     """
 
-    def __init__(self, path: Path, net: nn.Module, data: Data, config: dict[str, Any], layout: dict[str, Any]) -> None:
-        self.path, self.net = path, net
+    def __init__(
+        self,
+        path: Path,
+        net: nn.Module,
+        data: Data,
+        config: dict[str, Any],
+        layout: dict[str, Any],
+        drawn: bool = False,
+    ) -> None:
+        self.path, self.net, self.drawn = path, net, drawn
         dtype, device = data.target.dtype, data.target.device
         self.about: dict[str, Any] = {
             "config": config,
@@ -81,6 +91,8 @@ class MetaCheckpoint:
             META_ABOUT(about, "about")
             for name in ("before", "after"):
                 check(f"tree.{name}", len(tree[name]) == tree["done"], f"of {tree['done']} steps", tree[name])
+        if self.drawn:
+            self.about["config"]["seed"] = about["config"]["seed"]
         same = ("config", "net", "trainable", "data")
         wrong = differences({key: self.about[key] for key in same}, {key: about[key] for key in same})
         wrong += callables.different(self.about["identity"], about["identity"])

@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from inrfast.arrays import ArrayLike
-from inrfast.errors import check_choice, check_float, check_int, check_seed
+from inrfast.errors import check_choice, check_float, check_int
 from inrfast.files import sole_writer
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_training_modes, modes_kept
 from inrfast.nn import warn_of_other_box
 from inrfast.ops import gemm
 from inrfast.records import Record
+from inrfast.seeds import seed_of
 from inrfast.training.data import Data
 from inrfast.training.meta.checkpoint import MetaCheckpoint
 from inrfast.training.meta.first_order import FirstOrder
@@ -74,7 +75,7 @@ def meta_learn(
     checkpoint: Any = None,
     checkpoint_seconds: float = 60,
     resume: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool | None = None,
     memory_budget: int | None = None,
 ) -> MetaResult:
@@ -115,7 +116,7 @@ def meta_learn(
         uninterrupted call, bit by bit. Network, signals and settings must be those of the checkpoint; ``steps`` may be
         another number.
     seed
-        Of the batches, below 2^63.
+        Of the batches, below 2^63. None draws one from torch's global generator, or takes that of the checkpoint.
     progress
         Whether to show a progress bar, with the time left; None shows it on a terminal and in a notebook.
     memory_budget
@@ -171,10 +172,11 @@ def meta_learn(
     batch = check_int("batch", batch, minimum=1)
     if batch > len(data.target):
         raise ValueError(f"batch must be at most the number of signals {len(data.target)}, got {batch}")
-    seed = check_seed("seed", seed, bits=63)
+    drawn = seed is None
+    seed = seed_of("seed", seed, bits=63)
     path, progress = check_checkpoint(checkpoint, checkpoint_seconds, resume), check_progress(progress)
     budget = budget_bytes(memory_budget, data.target.device)
-    config = {
+    config: dict[str, Any] = {
         "method": method,
         "inner_steps": inner.steps,
         "inner_lr": inner.lr,
@@ -191,10 +193,11 @@ def meta_learn(
         file = None
         if path is not None:
             stack.enter_context(sole_writer(path, "meta-learning"))
-            file = MetaCheckpoint(path, net, data, config, learner.layout)
+            file = MetaCheckpoint(path, net, data, config, learner.layout, drawn)
             state = file.read(outer.optimizer, resume, steps)
             if state is not None:
                 outer.load(state)
+                outer.batches.seeds = [config["seed"]]
                 stack.enter_context(gemm.forced(data.target.dtype, state["libraries"]))
         outer.learn(steps, progress, file, checkpoint_seconds)
     return MetaResult(
