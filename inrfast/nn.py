@@ -256,6 +256,8 @@ class INR(nn.Module):
     torch.Size([5, 3])
     """
 
+    _not_compared = ("seed", "_drawn")  # of networks whose weights a checkpoint replaces
+
     @tells_refusals
     def __init__(
         self,
@@ -304,7 +306,7 @@ class INR(nn.Module):
             None if own is None else norm_config(own, self.width) for own in _per_layer("norm", norm, hidden_layers)
         )
         self.norm_position = check_choice("norm_position", norm_position, NORM_POSITIONS)
-        self.seed = seed_of("seed", seed)
+        self.seed, self._drawn = seed_of("seed", seed), seed is None
         generator = torch.Generator().manual_seed(self.seed)
         self.encoding = None if encoding is None else built(encoding, self.in_features, generator, where, dtype)
         inlet = self.in_features if self.encoding is None else self.encoding.out_features
@@ -357,6 +359,7 @@ class INR(nn.Module):
             self.bound_activations = tuple(map(bind, vars(self).pop("activations"), self._omegas))
         if "norm_configs" not in state:  # pickled by a version whose norms had no numbers
             self.norm_configs = vars(self).pop("norm_names")
+        self.__dict__.setdefault("_drawn", False)  # pickled by a version whose networks had seed 0 where none was given
         if "modulation_configs" not in state:  # pickled by a version without filters
             self.modulation_configs, self.modulations = (), None
 
@@ -491,6 +494,11 @@ def described_network(net: nn.Module) -> dict[str, Any] | None:
         return net.config() if isinstance(net, INR) else None
     except NotImplementedError:
         return None
+
+
+def has_drawn_seed(net: nn.Module) -> bool:
+    """Return whether a network's seed was drawn, so that another one with the same weights may state another."""
+    return isinstance(net, INR) and net._drawn
 
 
 def declared_sizes(net: nn.Module) -> tuple[int, int] | tuple[None, None]:

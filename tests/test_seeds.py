@@ -185,6 +185,13 @@ def test_a_resumed_fit_takes_the_seed_of_its_checkpoint(drawn_seeds, tmp_path):
         return net.layers[0].weight, result.config["seed"]
 
     _, seed = fit_to("fit", 3)
+    other = network()  # of a drawn seed, which is not that of the checkpoint's network
+    with pytest.raises(ValueError, match="nets"):
+        inr.fit(network(seed=1), COORDS, COORDS[:, :1] / 2, steps=7, schedule="constant", batch_size=9,
+                checkpoint=tmp_path / "fit", resume=True, progress=False)  # fmt: skip
+    inr.fit(other, COORDS, COORDS[:, :1] / 2, steps=5, schedule="constant", batch_size=9,
+            checkpoint=tmp_path / "fit", resume=True, progress=False)  # fmt: skip
+    assert other.seed == 0
     resumed, kept = fit_to("fit", 7, resume=True)
     whole, _ = fit_to("other", 7, seed=seed)
     assert kept == seed and torch.equal(resumed, whole)

@@ -21,7 +21,11 @@ from inrfast.norms import NORMS
 from inrfast.ops.gemm import LIBRARIES
 
 FIT_SCHEMA = "inrfast.checkpoint/1"
-NETWORK_SCHEMA = "inrfast.network/1"
+NETWORK_SCHEMA = "inrfast.network/2"
+"""Files whose tensors have the names of the network's ``state_dict``."""
+
+OLD_NETWORK_SCHEMA = "inrfast.network/1"
+"""Files of versions that wrote ``net.`` before each of these names."""
 META_SCHEMA = "inrfast.meta/1"
 
 Schema = Callable[[Any, str], None]

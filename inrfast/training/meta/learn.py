@@ -95,7 +95,7 @@ def meta_learn(
         Points (N, d) of all signals, or (B, N, d) of each.
     signals
         Values (B, N, M) or (B, *grid, M), where M = 1 also without the last axis; or a sequence of B tensors of one
-        shape.
+        shape. Pixels of whole numbers and pictures are taken as by :func:`inrfast.fit`.
     method
         ``"maml"``: the gradient of the loss after the inner steps, exactly, through these steps (Finn, Abbeel, Levine,
         ICML 2017). ``"fomaml"``: the gradient at the adapted weights instead. ``"reptile"``: the way there, over the
