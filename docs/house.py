@@ -27,6 +27,7 @@ FLOORS = {
     ),
     "networks": (
         "calibration",
+        "boxes",
         "nn",
         "initialisers",
         "ops",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import DEAD_SHARE
 from inrfast.errors import check_module, check_tensor, warn
 from inrfast.grids import check_bounds
 from inrfast.initialisers import (
@@ -30,7 +31,7 @@ from inrfast.initialisers import (
 from inrfast.linear_calls import POINTS, Calls, LinearCall, Omegas, Rescaled, in_filter, linear_calls
 from inrfast.memory import tells_refusals
 from inrfast.modes import without_autocast
-from inrfast.nn import DEAD_SHARE, INR, undrawn
+from inrfast.nn import INR, undrawn
 from inrfast.records import Record
 from inrfast.seeds import seed_of
 from inrfast.wrapped import refuse_pieces, unwrapped

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from inrfast import backends, doubts, rounding, switches
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import warn_of_other_box
 from inrfast.calling import Select
 from inrfast.encodings import is_own
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_module, check_tensor
@@ -28,7 +29,7 @@ from inrfast.layers.bare_rows import BareRows
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
-from inrfast.nn import declared_sizes, warn_of_other_box
+from inrfast.nn import declared_sizes
 from inrfast.ops import gemm
 from inrfast.ops.factors import Room, layer_shapes, mlp_factors, mlp_features, reason_against
 from inrfast.ops.gram import gram_diagonal

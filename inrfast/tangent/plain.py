@@ -20,13 +20,14 @@ from torch.nn.modules import module as torch_modules
 
 from inrfast.activations import BoundActivation
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import warn_of_other_box
 from inrfast.encodings import Encoding
 from inrfast.errors import check_coords, check_tensor
 from inrfast.layers import LAYERS, Layer
 from inrfast.layers.linear import Linear
 from inrfast.mlp import MLP, undrawn
 from inrfast.modes import own_modes
-from inrfast.nn import INR, warn_of_other_box
+from inrfast.nn import INR
 from inrfast.ops import mlp_step
 from inrfast.ops.factor_pass import FactorPass, LayerForm, forms_of
 from inrfast.pointwise import spread_points

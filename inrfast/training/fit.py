@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import warn_of_other_box
 from inrfast.calling import Select
 from inrfast.errors import check_float
 from inrfast.modes import in_training_modes
-from inrfast.nn import warn_of_other_box
 from inrfast.seeds import seed_of
 from inrfast.training.callables import check_trained
 from inrfast.training.data import Data, check_apart, check_data, check_measured, check_net, check_spread, range_of

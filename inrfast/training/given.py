@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from inrfast.arrays import as_tensor, is_array
+from inrfast.boxes import stated_bounds
 from inrfast.calling import Calling, Select
 from inrfast.grids import grid
 from inrfast.memory import budget_bytes, require
@@ -75,7 +76,7 @@ def taken(net: nn.Module, coords: Any, target: Any, select: Select, name: str = 
 def grid_of(net: nn.Module, shape: Sequence[int]) -> Tensor:
     """Return the grid of coordinates that stands in for points that were not given, of the network's dtype."""
     dtype, device = check_net(net)
-    return grid(tuple(shape), dtype=dtype, device=device)
+    return grid(tuple(shape), bounds=stated_bounds(net), dtype=dtype, device=device)
 
 
 def grid_in(net: nn.Module, shape: tuple[int, ...], select: Select, name: str = "target") -> tuple[int, ...]:

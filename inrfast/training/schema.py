@@ -259,7 +259,10 @@ NETWORK: Schema = fields(
         "bias": flag,
         "seed": whole(0, MOST_SEED),
     },
-    {"modulation": one_or_listed(maybe(lambda value, place: modulation(value, place)))},
+    {
+        "modulation": one_or_listed(maybe(lambda value, place: modulation(value, place))),
+        "bounds": listed(listed(number(), 2), 1),
+    },
 )
 """What :meth:`inrfast.INR.config` describes."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from inrfast import notebook
 from inrfast.analysis.diagnosis import RTOLS
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import warn_of_other_box
 from inrfast.calling import Select
 from inrfast.errors import (
     RangeError,
@@ -222,7 +223,9 @@ class Watch:
 
     def _seen(self, loss: float | None) -> dict[str, Any]:
         # A copy with the parameters of the network itself, for modes and buffers.
-        kernel = self._source.kernel(snapshot(self.net, parameters=False).eval())
+        copied = snapshot(self.net, parameters=False).eval()
+        warn_of_other_box(self.net, self.coords, [copied])
+        kernel = self._source.kernel(copied)
         numbers = numbers_of(kernel, self.rtols)
         traces = {name: own.trace() for name, own in kernel.layers.items()}
         total = math.fsum(traces.values())

@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import warn_of_other_box
 from inrfast.errors import check_choice, check_float, check_int
 from inrfast.files import sole_writer
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_training_modes, modes_kept
-from inrfast.nn import warn_of_other_box
 from inrfast.ops import gemm
 from inrfast.records import Record
 from inrfast.seeds import seed_of
