@@ -57,8 +57,9 @@ def choose(
     signal
         A file (image, sound, volume or mesh), a :class:`inrfast.signals.kinds.Signal`, or a floating tensor: values
         (*grid, M) on ``inrfast.grid(grid)``, M at most 16; or (N,), (N, M), (*grid) or (*grid, M) at ``coords``. At
-        least 64 samples, not constant. What is predicted is a fit of the signal without the mean of each output, which
-        a network finds soon where it is small: a mean larger than ``data_range`` warns, take it off before a fit.
+        least 64 samples, not constant. Pixels of 8 or 16 bits and Pillow's images are taken as by :func:`inrfast.fit`.
+        What is predicted is a fit of the signal without the mean of each output, which a network finds soon where it is
+        small: a mean larger than ``data_range`` warns, take it off before a fit.
     coords
         Points (N, d) of the values, at least 64 different ones, as the network is to see them; None: ``inrfast.grid``
         of the signal's shape.

@@ -12,6 +12,7 @@ from torch import nn
 
 from inrfast.arrays import ArrayLike
 from inrfast.boxes import warn_of_other_box
+from inrfast.calling import Called, Calling, Select
 from inrfast.errors import check_choice, check_float, check_int
 from inrfast.files import sole_writer
 from inrfast.memory import budget_bytes
@@ -19,7 +20,7 @@ from inrfast.modes import in_training_modes, modes_kept
 from inrfast.ops import gemm
 from inrfast.records import Record
 from inrfast.seeds import seed_of
-from inrfast.training.data import Data
+from inrfast.training.data import Data, check_net
 from inrfast.training.meta.checkpoint import MetaCheckpoint
 from inrfast.training.meta.first_order import FirstOrder
 from inrfast.training.meta.inner import Inner, Learner
@@ -78,6 +79,7 @@ def meta_learn(
     seed: int | None = None,
     progress: bool | None = None,
     memory_budget: int | None = None,
+    select: Select = None,
 ) -> MetaResult:
     """Change the weights of ``net`` in place to a start from which a signal of the set is fitted in a few steps.
 
@@ -122,6 +124,9 @@ def meta_learn(
     memory_budget
         Bytes for the buffers and graphs of a step; None takes half of what is free. What does not fit at once is taken
         over chunks of points, exactly, where the network treats its points one by one.
+    select
+        A key, an index, an attribute's name or a function that takes the output tensor from what the network returns,
+        as in :func:`inrfast.fit`; None: it is the output.
 
     Returns
     -------
@@ -159,6 +164,9 @@ def meta_learn(
     True
     """
     start = time.perf_counter()
+    check_net(net)
+    if select is not None:
+        net = Called(net, Calling(select))
     data = check_signals(net, coords, signals)
     check_plain(net, data.coords[0])
     warn_of_other_box(net, data.coords.flatten(0, 1))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrfast.calling import Select
 from inrfast.errors import check_coords, check_tensor
 from inrfast.mlp import describe
 from inrfast.nn import declared_sizes
@@ -20,7 +21,12 @@ PROBE_ROWS = 16
 
 
 def check_signals(
-    net: nn.Module, coords: Any, signals: Any, names: tuple[str, str] = ("coords", "signals"), spread: bool = True
+    net: nn.Module,
+    coords: Any,
+    signals: Any,
+    names: tuple[str, str] = ("coords", "signals"),
+    spread: bool = True,
+    select: Select = None,
 ) -> Data:
     """Return points (1 or B, N, d) and values (B, N, M) of B signals, of the network's dtype and device.
 
@@ -35,6 +41,8 @@ def check_signals(
         What the arguments are called in messages.
     spread
         Whether values that span more than 100 are refused.
+    select
+        As in :func:`inrfast.fit`.
 
     Raises
     ------
@@ -55,7 +63,7 @@ def check_signals(
     if not shared:
         _check_own(names, coords, values, device)
     # The first stands for all, which are of one shape.
-    first = check_data(net, points, values[0], names=(names[0], f"{names[1]}[0]", "weight"))
+    first = check_data(net, points, values[0], names=(names[0], f"{names[1]}[0]", "weight"), select=select)
     check_tensor(names[1], values)
     if spread:
         low, high = (float(value) for value in torch.aminmax(values))

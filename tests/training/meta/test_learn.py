@@ -218,6 +218,36 @@ def test_bad_arguments_are_named() -> None:
         inr.meta_learn(net, COORDS, list(y.long()), steps=1)
 
 
+class InADict(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, coords):
+        return {"values": self.net(coords), "more": coords}
+
+
+@pytest.mark.parametrize("method", ["maml", "fomaml", "reptile"])
+def test_the_output_is_taken_from_what_a_network_returns(method, tmp_path):
+    y, found = waves(4).unsqueeze(2), {}
+    for number, select in enumerate((None, "values", lambda returned: returned["values"])):
+        net = network() if select is None else InADict(network())
+        given = {
+            "method": method,
+            "batch": 2,
+            "progress": False,
+            "select": select,
+            "checkpoint": tmp_path / f"{number}",
+        }
+        inr.meta_learn(net, COORDS, y, steps=1, seed=0, **given)
+        result = inr.meta_learn(net, COORDS, y, steps=2, seed=0, resume=True, **given)
+        found[number] = [*result.losses, *inr.adapt(net, COORDS, y, steps=2, select=select).psnrs.flatten().tolist()]
+    first, *others = found.values()
+    assert all(torch.allclose(torch.tensor(first), torch.tensor(other), rtol=1e-4) for other in others)
+    with pytest.raises(TypeError, match="pass select="):
+        inr.meta_learn(InADict(network()), COORDS, y, steps=1)
+
+
 @pytest.mark.filterwarnings("ignore:.*pixels of")
 def test_signals_of_other_numbers_are_taken_as_a_fit_takes_them():
     y = waves(4).abs().unsqueeze(2)
