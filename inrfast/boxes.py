@@ -43,6 +43,15 @@ _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Networks whose box was warned of."""
 
 
+_everywhere: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Networks that may be given any coordinates."""
+
+
+def made_for_anywhere(net: nn.Module) -> None:
+    """Say nothing of coordinates outside a network's box from now on, where this library places them there itself."""
+    _everywhere.add(unwrapped(net))
+
+
 def warn_of_other_box(net: nn.Module, coords: Tensor, copies: Iterable[nn.Module] = ()) -> None:
     """Warn, once per network, of coordinates outside the box that it is made for.
 
@@ -66,7 +75,7 @@ def warn_of_other_box(net: nn.Module, coords: Tensor, copies: Iterable[nn.Module
         _warned.update(copies)
     if not isinstance(net, INR) or net in _warned:
         return
-    said = _hinges_elsewhere(net, coords) or _outside(net, coords)
+    said = _hinges_elsewhere(net, coords) or ("" if net in _everywhere else _outside(net, coords))
     if said:
         _warned.update((net, *copies))
         warn(said, UserWarning)

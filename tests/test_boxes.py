@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import inrfast as inr
-from inrfast.boxes import stated_bounds, warn_of_other_box
+from inrfast.boxes import made_for_anywhere, stated_bounds, warn_of_other_box
 from inrfast.signals.render import render
 from inrfast.training.networks import load_network, save_network
 
@@ -105,3 +105,13 @@ def test_a_network_that_is_not_ours_has_no_box():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         inr.ntk(torch.nn.Linear(2, 1), PIXELS)
+
+
+def test_nothing_is_said_of_points_that_this_library_places_outside():
+    net = network()
+    made_for_anywhere(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inr.ntk(net, PIXELS)
+        inr.choose(torch.sin(20 * inr.grid(256)), candidates=[{"activation": "sine", "init": "siren"}], width=8,
+                   hidden_layers=1, points=64, progress=False)  # fmt: skip

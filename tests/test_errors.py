@@ -64,7 +64,7 @@ def test_the_nearest_match_is_one_that_is_near(choices):
         mistyped = {choice[:-1], choice + choice[-1], choice[1:], choice.upper(), choice.lower(), f"{choice}2"}
         for word in mistyped - {choice}:
             assert nearest(word, choices) == f" Did you mean {choice!r}?"
-    for word in ("siren", "linear", "none", "swish", "", "n", "x" * 80, 3):
+    for word in ("linear", "none", "swish", "", "n", "x" * 80, 3):
         assert nearest(word, choices) == ""
 
 

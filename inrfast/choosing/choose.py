@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import made_for_anywhere
 from inrfast.choosing.candidates import Make, families, growth_of, makers, rate_of, speed_of
 from inrfast.choosing.check import checked
 from inrfast.choosing.choice import SIZES, Candidate, Choice, arguments_of, name_of
@@ -202,6 +203,7 @@ class _Tries:
         if self.end is not None and start > self.end and self.found:
             raise _OverTime
         net = make(self.seed)
+        made_for_anywhere(net)  # a scale's points lie at the spacing of the signal's, wherever that leads
         arguments = arguments_of(net)
         try:
             rate = rate_of(net) * speed_of(net)

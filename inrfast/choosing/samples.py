@@ -79,7 +79,8 @@ def samples_of(
         weight, data_range = signal.weight, signal.data_range if data_range is None else data_range
         signal, coords = _gridded(signal), signal.coords
     if is_picture(signal) or is_array(signal):
-        signal, white = as_values("signal", signal)
+        values, white = as_values("signal", signal)
+        signal = values if values.is_floating_point() else signal  # others are refused
         data_range = range_of_pixels(data_range, white)
         if coords is None and signal.ndim == 2 and white is not None:  # a picture of one channel
             signal = signal[..., None]
