@@ -74,7 +74,7 @@ class RadianceField(nn.Module):
     features
         That ``geometry`` hands to ``appearance``.
     seed
-        Of the weights.
+        Of the weights; None draws one from torch's global generator.
     device, dtype
         Of the parameters.
 
