@@ -166,6 +166,7 @@ def fitted(case: Case, make: Callable[[], inr.INR], given: tuple[float, ...]) ->
         eval_target=case.values[~mask],
         data_range=case.data_range,
         progress=False,
+        seed=0,
     )
     ends = [result.psnr if math.isfinite(result.psnr) else -100.0 for result in results]
     bests = [result.best_psnr if math.isfinite(result.best_psnr) else -100.0 for result in results]

@@ -97,11 +97,16 @@ def main() -> None:
 
     for name, options in KINDS.items():
         for dtype in (torch.float32, torch.float64):
-            add(name, inr.INR(2, 1, width=256, **{"hidden_layers": 3, **options}, dtype=dtype), dtype, "start")
+            add(
+                name,
+                inr.INR(2, 1, width=256, **{"hidden_layers": 3, "seed": 0, **options}, dtype=dtype),
+                dtype,
+                "start",
+            )
     picture = (4 * inr.grid((64, 64))).sin().prod(1).reshape(64, 64) / 2
     for name in TRAINED:
-        net = inr.INR(2, 1, width=256, hidden_layers=3, **KINDS[name])
-        inr.fit(net, inr.grid((64, 64)), picture, steps=150, progress=False)
+        net = inr.INR(2, 1, width=256, hidden_layers=3, seed=0, **KINDS[name])
+        inr.fit(net, inr.grid((64, 64)), picture, steps=150, progress=False, seed=0)
         add(name, net, torch.float32, "fitted")
     if arguments.out is not None:
         record = {"processor": processor(), "threads": 1, "torch": torch.__version__, "networks": found}

@@ -146,7 +146,7 @@ class Bench:
 def network(bench: Bench, activation: str, outputs: int = 1) -> inr.INR:
     """Return the network that is measured: 2 coordinates, 3 hidden layers."""
     kwargs: dict[str, Any] = {"init": "siren"} if activation == "sine" else {}
-    net = inr.INR(2, outputs, width=bench.width, hidden_layers=3, activation=activation, **kwargs)
+    net = inr.INR(2, outputs, width=bench.width, hidden_layers=3, activation=activation, seed=0, **kwargs)
     return net.to(bench.device)
 
 

@@ -59,7 +59,7 @@ class Problem:
         """Return the relative error of the fused gradient of the first network, against fp64 autodiff."""
         self.gradient(None)
         found = torch.cat([g[0].double().flatten() for g in self.gradient.stack.grads.values()])
-        twin = inr.INR(2, 3, width=self.nets[0].width, hidden_layers=3, activation=self.nets[0].activations[0])
+        twin = inr.INR(2, 3, width=self.nets[0].width, hidden_layers=3, activation=self.nets[0].activations[0], seed=0)
         twin.to(self.coords).double().load_state_dict(self.nets[0].state_dict())
         F.mse_loss(twin(self.coords.double()), self.targets[0].double()).backward()
         exact = torch.cat([p.grad.flatten() for p in twin.parameters() if p.grad is not None])
@@ -175,7 +175,7 @@ def fits_of_many(bench: Bench, kind: str) -> None:
         return [inr.INR(2, 2, width=bench.width, seed=k, **KINDS[kind]).to(bench.device) for k in range(count)]
 
     def fitted(steps: int, nets: list[inr.INR]) -> None:
-        results = inr.fit_many(nets, coords, targets, steps=steps, precision="medium", progress=False)
+        results = inr.fit_many(nets, coords, targets, steps=steps, precision="medium", progress=False, seed=0)
         bench.found["engine"] = results[0].config["gradient"]
 
     short, long = (bench.seconds(functools.partial(fitted, steps), 3, made)["seconds"] for steps in (few, many))

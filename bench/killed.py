@@ -36,8 +36,15 @@ def fit(name: str, path: Path, seconds: float) -> None:
     """Fit one network, from its checkpoint if there is one, and write its final weights beside it."""
     coords = inr.grid((64, 64))
     target = torch.cat([(3 * coords).sin(), (2 * coords[:, :1] * coords[:, 1:]).cos()], dim=1) / 2
-    net = inr.INR(2, 3, width=64, hidden_layers=3, **FITS[name]["net"])
-    options = {"steps": 500, "progress": False, "resume": True, "checkpoint_seconds": seconds, **FITS[name]["fit"]}
+    net = inr.INR(2, 3, width=64, hidden_layers=3, seed=0, **FITS[name]["net"])
+    options = {
+        "seed": 0,
+        "steps": 500,
+        "progress": False,
+        "resume": True,
+        "checkpoint_seconds": seconds,
+        **FITS[name]["fit"],
+    }
     inr.fit(net, coords, target, checkpoint=path, **options)
     torch.save(net.state_dict(), path.with_suffix(".part"))
     path.with_suffix(".part").rename(path.with_suffix(".final"))

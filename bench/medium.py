@@ -163,7 +163,7 @@ def main() -> int:
                 for seed in range(chosen.starts)
             ]
             twins = copy.deepcopy(nets)
-            settings: dict[str, Any] = {"steps": chosen.steps, "lr": 1e-3, "eval_every": chosen.steps}
+            settings: dict[str, Any] = {"steps": chosen.steps, "seed": 0, "lr": 1e-3, "eval_every": chosen.steps}
             fp32 = [r.psnr for r in inr.fit_many(nets, coords, target, backend="torch", progress=False, **settings)]
             if device.type == "cuda":
                 fits = inr.fit_many(twins, coords, target, precision="medium", progress=False, **settings)

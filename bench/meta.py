@@ -69,12 +69,14 @@ class Case:
 
 def siren(width: int, hidden: int) -> inr.INR:
     """Return a SIREN with omega 30 in every layer."""
-    return inr.INR(2, 1, width=width, hidden_layers=hidden, activation="sine", init="siren", omega=30.0)
+    return inr.INR(2, 1, width=width, hidden_layers=hidden, activation="sine", init="siren", omega=30.0, seed=0)
 
 
 def relu(width: int, hidden: int) -> inr.INR:
     """Return a network of ReLU on random Fourier features."""
-    return inr.INR(2, 1, width=width, hidden_layers=hidden, activation="relu", encoding=inr.RandomFourier(width, 10.0))
+    return inr.INR(
+        2, 1, width=width, hidden_layers=hidden, activation="relu", encoding=inr.RandomFourier(width, 10.0), seed=0
+    )
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {

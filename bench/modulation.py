@@ -73,10 +73,10 @@ def func_kernel(net: nn.Module, x: Tensor) -> Tensor:
 def case(what: str, name: str, threads: int, repeats: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     width, side = (WIDTH, SIDE) if what == "fit" else (KERNEL_WIDTH, KERNEL_SIDE)
-    x, net = inr.grid((side, side)), inr.INR(2, 1, width=width, modulation={"name": name, "scale": 16})
+    x, net = inr.grid((side, side)), inr.INR(2, 1, width=width, modulation={"name": name, "scale": 16}, seed=0)
     y = torch.sin(5 * x[:, :1])
     if what == "fit":
-        calls = [lambda: inr.fit(copy.deepcopy(net), x, y, steps=STEPS), lambda: eager_fit(Eager(net), x, y)]
+        calls = [lambda: inr.fit(copy.deepcopy(net), x, y, steps=STEPS, seed=0), lambda: eager_fit(Eager(net), x, y)]
     else:
         calls = [lambda: inr.ntk(net, x).to_dense(), lambda: func_kernel(Eager(net), x)]
     turns = [[timed(call) for call in calls] for _ in range(repeats + 1)][1:]

@@ -145,12 +145,12 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "embedding": Embedded,
     "conv1d": Pointwise,
     "layer norm": lambda: mlp(128, 3, lambda width: [nn.LayerNorm(width), nn.GELU()]),
-    "batch norm": lambda: inr.INR(2, 1, width=128, hidden_layers=3, norm="batch"),
+    "batch norm": lambda: inr.INR(2, 1, width=128, hidden_layers=3, norm="batch", seed=0),
     "residual": Residual,
     "trained fourier": TrainedFourier,
     "many small layers": lambda: mlp(16, 20, lambda width: [nn.Tanh()]),
     "dropout": lambda: mlp(128, 2, lambda width: [nn.ReLU(), nn.Dropout(0.1)]),
-    "inr": lambda: inr.INR(2, 1, width=128, hidden_layers=3),
+    "inr": lambda: inr.INR(2, 1, width=128, hidden_layers=3, seed=0),
 }
 
 
@@ -173,7 +173,7 @@ def plain(net: nn.Module, coords: Tensor, target: Tensor, steps: int, clock: str
 def fitted(net: nn.Module, coords: Tensor, target: Tensor, steps: int, clock: str = "wall") -> tuple[float, str]:
     """Take the same steps by ``fit``; return its seconds and the way gradients were taken."""
     start = CLOCKS[clock]()
-    result = inr.fit(net, coords, target, steps=steps, lr=1e-3, schedule="constant", progress=False)
+    result = inr.fit(net, coords, target, steps=steps, lr=1e-3, schedule="constant", progress=False, seed=0)
     return CLOCKS[clock]() - start, result.config["gradient"]
 
 

@@ -104,7 +104,9 @@ def engine(problem: Problem, points: int) -> Any:
     from inrfast.training.stack import Stack
 
     options = {"activation": problem.activation, "hidden_layers": problem.hidden}
-    net = inr.INR(2, 3, width=problem.width, init="siren" if problem.activation == "sine" else "default", **options)
+    net = inr.INR(
+        2, 3, width=problem.width, init="siren" if problem.activation == "sine" else "default", seed=0, **options
+    )
     stack = Stack([net], flat=True)
     assert stack.flat is not None
     names = [(f"layers.{k}.weight", f"layers.{k}.bias") for k in range(problem.hidden + 1)]

@@ -95,7 +95,7 @@ def rival_of(net: inr.INR, coords: Tensor, target: Tensor, batch: int | None) ->
 @pytest.mark.parametrize(("d", "batch"), [(2, BATCH), (2, None), (3, BATCH)])
 def test_hash_grid_step(benchmark: Any, d: int, batch: int | None) -> None:
     coords, target = signal(d)
-    net = inr.INR(d, OUTPUTS, width=WIDTH, hidden_layers=2, encoding=HashGrid())
+    net = inr.INR(d, OUTPUTS, width=WIDTH, hidden_layers=2, encoding=HashGrid(), seed=0)
     rival = rival_of(net, coords, target, batch)
     seconds: dict[str, list[float]] = {"inrfast": [], "PyTorch": []}
     left: list[float] = []
@@ -111,7 +111,7 @@ def test_hash_grid_step(benchmark: Any, d: int, batch: int | None) -> None:
         return 1e-2
 
     def fit() -> Any:
-        return inr.fit(net, coords, target, steps=ROUNDS, schedule=turn, batch_size=batch, eval_every=10**6)
+        return inr.fit(net, coords, target, steps=ROUNDS, schedule=turn, batch_size=batch, eval_every=10**6, seed=0)
 
     benchmark.pedantic(fit, rounds=1)
     ratios = [slow / fast for slow, fast in zip(seconds["PyTorch"], seconds["inrfast"], strict=False)]

@@ -159,7 +159,7 @@ def test_fit_step(benchmark: Any, activation: str, precision: str) -> None:
     if narrow and not multiplies_bf16():
         pytest.skip("bfloat16 products do not pay on this processor")
     coords, target = signal(SIDE)
-    net = inr.INR(2, OUTPUTS, width=WIDTH, hidden_layers=3, activation=activation, init=INITS[activation])
+    net = inr.INR(2, OUTPUTS, width=WIDTH, hidden_layers=3, activation=activation, init=INITS[activation], seed=0)
     errors = gradient_errors(net, coords, target)
     assert errors["inrfast"] <= TOLERANCE
     assert errors["inrfast bf16"] <= max(0.02, 2 * errors["eager autocast bf16"])
@@ -173,7 +173,7 @@ def test_fit_step(benchmark: Any, activation: str, precision: str) -> None:
     if narrow:
         rivals["eager autocast bf16"] = eager_step(eager_network(net), coords, target, narrow=True)
     turns = Turns(rivals)
-    result = inr.fit(net, coords, target, steps=ROUNDS, lr=1e-3, schedule=turns, precision=precision)
+    result = inr.fit(net, coords, target, steps=ROUNDS, lr=1e-3, schedule=turns, precision=precision, seed=0)
     for name in ("eager", "torch.compile"):
         followed = turns.losses[name][:COMPARED]  # later the digits of any two implementations part
         assert result.losses[:COMPARED] == pytest.approx(followed, rel=0.05 if narrow else 1e-3)
@@ -229,7 +229,7 @@ def whole_step(net: nn.Module, coords: Tensor, target: Tensor) -> Callable[[], f
 def test_regularized_fit_step(benchmark: Any) -> None:
     """The data term stays with the native step; autograd takes the regularisers alone."""
     coords, target = signal(SIDE)
-    net = inr.INR(2, OUTPUTS, width=WIDTH, hidden_layers=3)
+    net = inr.INR(2, OUTPUTS, width=WIDTH, hidden_layers=3, seed=0)
     regularizers: list[Any] = [(variation, 0.1), (decay, 1e-4)]
     objective = check_objective("mse", False, regularizers)
     gradient = gradient_of(Stack([net]), Task([net], check_data(net, coords, target), objective))
@@ -240,7 +240,7 @@ def test_regularized_fit_step(benchmark: Any) -> None:
         "whole autograd": whole_step(copy.deepcopy(net), coords, target),
     }
     turns = Turns(rivals)
-    result = inr.fit(net, coords, target, steps=ROUNDS, lr=1e-3, schedule=turns, regularizers=regularizers)
+    result = inr.fit(net, coords, target, steps=ROUNDS, lr=1e-3, schedule=turns, regularizers=regularizers, seed=0)
     for name in rivals:
         assert result.losses[:COMPARED] == pytest.approx(turns.losses[name][:COMPARED], rel=1e-3)
     benchmark.extra_info.update(turns.report({"eager": 1.6, "whole autograd": 1.6}))
@@ -273,17 +273,17 @@ def test_many_networks(benchmark: Any) -> None:
         once.asked = getattr(once, "asked", -1) + 1  # type: ignore[attr-defined]
         return turns(step) if once.asked % MANY == 0 else 1.0  # type: ignore[attr-defined]
 
-    results = inr.fit_many(nets, coords, target, steps=MANY_STEPS * ROUNDS, lr=1e-3, schedule=once)
+    results = inr.fit_many(nets, coords, target, steps=MANY_STEPS * ROUNDS, lr=1e-3, schedule=once, seed=0)
     for place, result in enumerate(results):
         followed = [losses[place] for losses in turns.losses["sixteen eager fits"][:COMPARED]]
         assert result.losses[:COMPARED] == pytest.approx(followed, rel=1e-3)
     # Equality with separate fits of this library, and their time: what stacking itself brings.
     start = time.perf_counter()
-    alone = [inr.fit(net, coords, target, steps=20, lr=1e-3, schedule="constant") for net in one_by_one]
+    alone = [inr.fit(net, coords, target, steps=20, lr=1e-3, schedule="constant", seed=0) for net in one_by_one]
     separate = time.perf_counter() - start
     start = time.perf_counter()
     fresh = [inr.INR(2, OUTPUTS, width=MANY_WIDTH, hidden_layers=3, seed=seed) for seed in range(MANY)]
-    again = inr.fit_many(fresh, coords, target, steps=20, lr=1e-3, schedule="constant")
+    again = inr.fit_many(fresh, coords, target, steps=20, lr=1e-3, schedule="constant", seed=0)
     stacked = time.perf_counter() - start
     for one, other in zip(alone, again, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=1e-5)
@@ -312,7 +312,9 @@ def test_batch_norm_step(benchmark: Any, norm: Any, count: int) -> None:
         """Of the networks' rates, asked for one after another, the first takes the others' turn."""
         return turns(step) if next(asked) % count == 0 else 1.0
 
-    results = inr.fit_many(nets, coords, target, steps=NORMED_ROUNDS, lr=1e-3, schedule=once, eval_every=NORMED_ROUNDS)
+    results = inr.fit_many(
+        nets, coords, target, steps=NORMED_ROUNDS, lr=1e-3, schedule=once, eval_every=NORMED_ROUNDS, seed=0
+    )
     for place, result in enumerate(results):
         followed = [losses[place] for losses in turns.losses["eager"]]
         # Eager statistics in fp32 are off by 2e-5 themselves, and the first updates of Adam multiply that.

@@ -27,6 +27,7 @@ FLOORS = {
     ),
     "networks": (
         "calibration",
+        "boxes",
         "nn",
         "initialisers",
         "ops",
@@ -38,6 +39,8 @@ FLOORS = {
         "encodings",
         "losses",
         "metrics",
+        "pixels",
+        "seeds",
     ),
     "ground": (
         "backends",

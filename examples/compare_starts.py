@@ -4,8 +4,8 @@ import inrfast as inr
 
 coords = inr.grid((64, 64))
 starts = {
-    "torch default": inr.INR(2, 1, width=128, hidden_layers=2),
-    "rank-expanding": inr.INR(2, 1, width=128, hidden_layers=2, init="rank_expanding"),
+    "torch default": inr.INR(2, 1, width=128, hidden_layers=2, seed=0),
+    "rank-expanding": inr.INR(2, 1, width=128, hidden_layers=2, init="rank_expanding", seed=0),
 }
 for name, net in starts.items():
     report = inr.diagnose(net, coords, ntk_points=1024, jacobian_pixels=16)

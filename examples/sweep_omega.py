@@ -19,8 +19,8 @@ image = astronaut(48, grey=True).reshape(-1, 1) - 0.5
 coords = inr.grid((48, 48))
 known = torch.rand(len(coords), generator=torch.Generator().manual_seed(0)) < 0.5
 omegas = [2.0, 5.0, 10.0, 20.0, 40.0, 80.0]
-nets = [inr.INR(2, 1, width=64, hidden_layers=2, activation="sine", omega=own, init="siren") for own in omegas]
-results = inr.fit_many(nets, coords[known], image[known], steps=steps, lr=2e-3, data_range=1.0)
+nets = [inr.INR(2, 1, width=64, hidden_layers=2, activation="sine", omega=own, init="siren", seed=0) for own in omegas]
+results = inr.fit_many(nets, coords[known], image[known], steps=steps, lr=2e-3, data_range=1.0, seed=0)
 for omega, net, result in zip(omegas, nets, results, strict=True):
     with torch.no_grad():
         unseen = psnr(net(coords[~known]), image[~known], 1.0)

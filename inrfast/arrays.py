@@ -70,6 +70,7 @@ def as_tensor(argument: str, given: Any, device: torch.device | None = None) -> 
         return tensor if device is None else tensor.to(device)
     if not is_array(given):
         cure = "; .to_numpy() makes one" if hasattr(given, "to_numpy") else ""
+        cure = f"; torch.tensor({argument.partition('[')[0]}) makes one" if isinstance(given, list | tuple) else cure
         raise TypeError(f"{argument} must be {ACCEPTED}, got {type(given).__name__}{cure}")
     try:
         return torch.from_dlpack(given)

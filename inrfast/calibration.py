@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
-from inrfast.errors import UnsupportedModuleError, check_coords, check_tensor
+from inrfast.errors import UnsupportedModuleError, check_coords, check_module, check_tensor
 from inrfast.memory import chunks, tells_refusals
 from inrfast.modes import without_autocast
 from inrfast.nn import INR, declared_sizes
@@ -54,8 +54,7 @@ def calibrate_batchnorm_(net: Net, coords: ArrayLike) -> Net:
         No batch norm to calibrate, or one that a forward pass does not reach; one point only, bad coordinates, outputs
         of NaN or Inf. Statistics are then what they were.
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    check_module("net", net)
     inner = unwrapped(net)
     refuse_pieces(inner)
     norms = {name: norm for name, norm in inner.named_modules() if isinstance(norm, BATCH_NORMS)}

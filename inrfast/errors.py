@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inrfast.arrays import as_tensor, is_array
 from inrfast.words import check_choice as check_choice
 from inrfast.words import nearest as nearest
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class InrfastError(Exception):
@@ -112,6 +115,57 @@ class Hinting:
             raise AttributeError(told, name=name, obj=self)
 
 
+def called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return ``function(*args, **kwargs)``; of an argument whose name it does not know, the nearest one is said.
+
+    Raises
+    ------
+    TypeError
+        The call does not fit the signature; what the function itself raises is left alone.
+    """
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise  # of the function itself, whose frame follows
+        told = _unknown(function, kwargs)
+        if not told:
+            raise
+        raise TypeError(told) from None
+
+
+def _unknown(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> str:
+    """Return what is said of the first argument whose name a function does not know; nothing if there is none."""
+    names = [name for name in inspect.signature(function).parameters if name != "self"]
+    unknown = next((name for name in kwargs if name not in names), None)
+    if unknown is None:
+        return ""
+    cure = nearest(unknown, names)
+    what = function.__qualname__.removesuffix(".__init__")
+    return f"{what}() takes no argument {unknown!r}.{cure or ' It takes ' + ', '.join(names)}"
+
+
+def tells_arguments(function: F) -> F:
+    """Decorate a function so that an argument of an unknown name is refused with the nearest one that it takes."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return called(function, args, kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def check_module(argument: str, got: Any) -> nn.Module:
+    """Return ``got`` if it is a module; a class of modules is told from its objects."""
+    if isinstance(got, nn.Module):
+        return got
+    if isinstance(got, type) and issubclass(got, nn.Module):
+        raise TypeError(
+            f"{argument} must be a torch.nn.Module, got the class {got.__name__}; write {got.__name__}(...)"
+        )
+    raise TypeError(f"{argument} must be a torch.nn.Module, got {type(got).__name__}")
+
+
 def check_int(argument: str, got: Any, minimum: int | None = None) -> int:
     """Return ``got`` as an int; booleans and fractions are refused."""
     if isinstance(got, bool) or not hasattr(got, "__index__"):
@@ -172,7 +226,7 @@ def check_tensor(
     if ndim is not None and got.ndim != ndim:
         raise ValueError(f"{argument} must have {ndim} dimensions, got shape {tuple(got.shape)}")
     if floating and not got.is_floating_point():
-        raise TypeError(f"{argument} must have a floating-point dtype, got {got.dtype}{_cure(got.dtype)}")
+        raise TypeError(f"{argument} must have a floating-point dtype, got {got.dtype}{_cure(argument, got.dtype)}")
     if nonempty and got.numel() == 0:
         raise ValueError(f"{argument} must not be empty, got shape {tuple(got.shape)}")
     if finite:
@@ -183,10 +237,12 @@ def check_tensor(
     return got
 
 
-def _cure(dtype: torch.dtype) -> str:
+def _cure(argument: str, dtype: torch.dtype) -> str:
     """Return how numbers of another dtype become floating ones."""
     if dtype.is_complex:
         return "; only real numbers are taken"
+    if argument.endswith("coords") and dtype != torch.bool:
+        return "; of numbers of pixels inrfast.grid((H, W)) has the coordinates in [-1, 1], else .float() makes one"
     return "; pixels of 8 bits: .float() / 255" if dtype == torch.uint8 else "; .float() makes one (.double() in fp64)"
 
 
@@ -247,12 +303,22 @@ def check_coords(argument: str, got: Any, in_features: int | None = None, device
     if in_features is not None and coords.shape[-1] != in_features:
         raise ValueError(
             f"{argument} must have shape (N, {in_features}), or (..., {in_features}) with more axes, for this network, "
-            f"got {tuple(coords.shape)}"
+            f"got {tuple(coords.shape)}{_coords_cure(argument, tuple(coords.shape), in_features)}"
         )
     if device is not None and coords.device != device:
         raise ValueError(f"{argument} is on {coords.device} but the network is on {device}; move one of them")
     check_tensor(argument, coords)
     return coords if coords.ndim == 2 else coords.reshape(-1, coords.shape[-1])
+
+
+def _coords_cure(argument: str, shape: tuple[int, ...], in_features: int) -> str:
+    """Return how points of another shape become those of a network, where that can be told."""
+    if shape[0] == in_features:
+        axes = ", ".join(map(str, [*range(1, len(shape)), 0]))
+        return f"; {argument}.permute({axes}) has the coordinates of a point in its last axis"
+    if shape[-1] == in_features + 1 and len(shape) == 2:
+        return "; the grid of an image (H, W, C) is inrfast.grid(image.shape[:2])" if in_features == 2 else ""
+    return ""
 
 
 def check_entries(argument: str, config: Mapping[str, Any], kind: type) -> None:

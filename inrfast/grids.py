@@ -46,10 +46,17 @@ def axes(
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     """Return the coordinates of each axis of :func:`grid`, on the CPU; arguments and errors as there."""
+    if getattr(shape, "ndim", 0) == 1 and hasattr(shape, "tolist"):  # an array or a tensor
+        shape = shape.tolist()
     points = [shape] if not isinstance(shape, Sequence) else list(shape)
     if not points:
         raise ValueError("shape must name at least one axis, got an empty sequence")
     sizes = [check_int("shape", n, minimum=1) for n in points]
+    second: Any = endpoint
+    if hasattr(second, "__index__"):
+        raise TypeError(
+            f"shape must hold the points of all axes together: grid(({shape}, {endpoint})), got two numbers"
+        )
     check_choice("endpoint", endpoint, ENDPOINTS)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
-from inrfast.errors import check_seed, check_tensor, warn
+from inrfast.boxes import DEAD_SHARE
+from inrfast.errors import check_module, check_tensor, warn
 from inrfast.grids import check_bounds
 from inrfast.initialisers import (
     INITIALISERS,
@@ -30,8 +31,9 @@ from inrfast.initialisers import (
 from inrfast.linear_calls import POINTS, Calls, LinearCall, Omegas, Rescaled, in_filter, linear_calls
 from inrfast.memory import tells_refusals
 from inrfast.modes import without_autocast
-from inrfast.nn import DEAD_SHARE, INR, undrawn
+from inrfast.nn import INR, undrawn
 from inrfast.records import Record
+from inrfast.seeds import seed_of
 from inrfast.wrapped import refuse_pieces, unwrapped
 
 __all__ = [
@@ -127,7 +129,7 @@ def apply_(
     coords: ArrayLike | None = None,
     bounds: Any = None,
     omega: float | Mapping[str, float] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Applied:
     """Initialise the linear layers of any module in place and return what was changed.
 
@@ -157,7 +159,8 @@ def apply_(
         each layer's ``torch.sin`` or, where there is none, the attribute ``omega_0``, ``omega`` or ``w0`` of its
         module, of what stands in it or after it, or of a module around it.
     seed
-        Below 2^32; the numbers are those that ``INR(init=rule, seed=seed)`` draws for a network without an encoding.
+        Below 2^32; None draws one from torch's global generator. The numbers are those that ``INR(init=rule,
+        seed=seed)`` draws for a network without an encoding.
 
     Returns
     -------
@@ -181,11 +184,10 @@ def apply_(
     0 (gets the coordinates): rank_expanding(bounds=[(0, 1), (0, 1)]), 0 dead units
     2: left alone, rank_expanding is of the first layer alone
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    check_module("module", module)
     refuse_pieces(module, "module")
     module = unwrapped(module)
-    seed = check_seed("seed", seed)
+    seed = seed_of("seed", seed)
     points = None if coords is None else check_tensor("coords", coords)
     first, hidden = _both(rule)
     box, said = _box(module, points, bounds, first)

@@ -194,6 +194,16 @@ def expands_rank(rule: Any) -> Mapping[str, Any] | None:
     return options if name == "rank_expanding" else None
 
 
+def within_bounds(rule: Any, bounds: Any) -> Any:
+    """Return a network's rule whose rank-expanding first layer places its hinges in a box, unless it states one."""
+    if bounds is None or expands_rank(rule) is None:
+        return rule
+    if isinstance(rule, Mapping) and "name" not in rule:
+        return {**rule, "first": within_bounds(rule["first"], bounds)}
+    name, options = split_rule("init", rule)
+    return {"name": name, "bounds": [list(pair) for pair in bounds], **options}
+
+
 def split_rule(argument: str, rule: Any) -> tuple[str, dict[str, Any]]:
     """Split a rule, a name or ``{"name": ..., **options}``, into its name and options."""
     name, options = name_and_numbers(argument, rule)

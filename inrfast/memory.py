@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from inrfast import system
-from inrfast.errors import InrfastError, MemoryBudgetError, check_int
+from inrfast.errors import InrfastError, MemoryBudgetError, called, check_int
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -206,7 +206,7 @@ def tells_refusals(function: F) -> F:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         with refusals_told():
-            return function(*args, **kwargs)
+            return called(function, args, kwargs)
 
     return run  # type: ignore[return-value]
 

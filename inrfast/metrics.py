@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.errors import check_float, check_tensor, needs
+from inrfast.pixels import WHITE, range_of_pixels
 
 SSIM_WINDOW = 11
 
@@ -24,6 +25,22 @@ def _check_pair(pred: Any, target: Any, *, floating: bool = True) -> tuple[Tenso
     if pred.shape != target.shape:
         raise ValueError(f"pred and target must have one shape, got {tuple(pred.shape)} and {tuple(target.shape)}")
     return pred.detach(), target.detach().to(pred.device)
+
+
+def _check_images(pred: Any, target: Any, data_range: Any) -> tuple[Tensor, Tensor, Any]:
+    """Return two tensors of one shape and their range; pixels of 8 or 16 bits, both, as their share of white."""
+    pred, target = as_tensor("pred", pred), as_tensor("target", target)
+    whites = [WHITE.get(own.dtype, 1) for own in (pred, target)]
+    if max(whites) == 1:
+        return *_check_pair(pred, target), data_range
+    if pred.dtype != target.dtype:
+        raise TypeError(
+            f"pred and target must both be pixels of one dtype or both floating-point values, got {pred.dtype} and "
+            f"{target.dtype}; the values of pixels are their .float() / {max(whites)}"
+        )
+    pred, target = _check_pair(pred, target, floating=False)
+    white = whites[0]
+    return pred.double() / white, target.double() / white, range_of_pixels(data_range, white)
 
 
 def mse_to_psnr(mse: float, data_range: float = 1.0) -> float:
@@ -58,10 +75,11 @@ def psnr(pred: ArrayLike, target: ArrayLike, data_range: float | None = 1.0) -> 
     Parameters
     ----------
     pred, target
-        Floating tensors of one shape, any layout; the mean is taken over all entries, in fp64.
+        Floating tensors of one shape, any layout, or pixels of 8 or 16 bits (uint8, uint16), which count as their share
+        of white; the mean is taken over all entries, in fp64.
     data_range
         Largest minus smallest value the signal can take; 1 for images in [0, 1]. None takes :func:`data_range_of` the
-        target, as :func:`inrfast.fit` does.
+        target, as :func:`inrfast.fit` does. Of pixels, 255 (65535) is the same as 1.
 
     Raises
     ------
@@ -73,7 +91,7 @@ def psnr(pred: ArrayLike, target: ArrayLike, data_range: float | None = 1.0) -> 
     >>> round(psnr(torch.zeros(4), torch.full((4,), 0.1)), 4)
     20.0
     """
-    pred, target = _check_pair(pred, target)
+    pred, target, data_range = _check_images(pred, target, data_range)
     data_range = _range(data_range, target)
     return mse_to_psnr(float((pred.double() - target.double()).square().mean()), data_range)
 
@@ -84,7 +102,8 @@ def ssim(pred: ArrayLike, target: ArrayLike, data_range: float | None = 1.0) -> 
     Parameters
     ----------
     pred, target
-        Floating tensors of one shape, (H, W) or (H, W, C), both sides at least 11 (the window); channels are averaged.
+        Floating tensors of one shape, or pixels as in :func:`psnr`, (H, W) or (H, W, C), both sides at least 11 (the
+        window); channels are averaged.
     data_range
         Largest minus smallest value an image can take; 1 for images in [0, 1]. None takes :func:`data_range_of` the
         target.
@@ -97,7 +116,7 @@ def ssim(pred: ArrayLike, target: ArrayLike, data_range: float | None = 1.0) -> 
     Source: Wang, Bovik, Sheikh, Simoncelli, Image quality assessment: from error visibility to structural similarity,
     IEEE TIP 2004.
     """
-    pred, target = _check_pair(pred, target)
+    pred, target, data_range = _check_images(pred, target, data_range)
     if pred.ndim not in (2, 3) or min(pred.shape[:2]) < SSIM_WINDOW:
         raise ValueError(
             f"pred must be an image (H, W) or (H, W, C) of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "

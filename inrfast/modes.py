@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from inrfast.errors import called
 from inrfast.memory import refusals_told
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -178,7 +179,7 @@ def in_own_modes(function: F) -> F:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         with own_modes():
-            return function(*args, **kwargs)
+            return called(function, args, kwargs)
 
     return run  # type: ignore[return-value]
 
@@ -189,7 +190,7 @@ def in_training_modes(function: F) -> F:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         with training_modes():
-            return function(*args, **kwargs)
+            return called(function, args, kwargs)
 
     return run  # type: ignore[return-value]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,17 +12,16 @@ from torch import Tensor, nn
 from inrfast.activations import BoundActivation, bind, shown
 from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding, built, encoding_of, from_config
-from inrfast.errors import check_choice, check_entries, check_int, check_seed, warn
+from inrfast.errors import check_choice, check_entries, check_int
 from inrfast.grids import check_bounds
-from inrfast.initialisers import dead_units, expands_rank, initialise_
+from inrfast.initialisers import initialise_, within_bounds
 from inrfast.memory import counted, require_free, tells_refusals
-from inrfast.mlp import MLP, HiddenLayer, LinearLayer, describe, linear_layer, undrawn
+from inrfast.mlp import MLP, HiddenLayer, linear_layer, undrawn
 from inrfast.modulations import filter_numbers, filter_of, made_modulations, modulation_config
 from inrfast.norms import made_norm, norm_config, norm_of
 from inrfast.norms.sphere import SphereNorm as SphereNorm  # pickled networks name it so
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
-from inrfast.ops.grid_init import rank_expanding
-from inrfast.wrapped import unwrapped
+from inrfast.seeds import seed_of
 
 NORM_POSITIONS = ("post", "pre")
 """Where a hidden layer's norm stands, after or before its activation; first the default."""
@@ -36,12 +34,6 @@ MOST_LAYERS = 2**15
 
 LAYER_BYTES = 2**13
 """Bytes of a layer's Python objects, beside its parameters."""
-
-SAME_BOX = 0.25
-"""Largest distance, in sides of the box, at which the box of the coordinates counts as an initialiser's bounds."""
-
-DEAD_SHARE = 0.05
-"""Share of a layer's units from which on dead ones are warned of."""
 
 
 class FusedLinear(nn.Linear):
@@ -215,7 +207,9 @@ class INR(nn.Module):
     bias
         Whether the linear layers have one.
     seed
-        Below 2^32, of a CPU generator: the same weights on every device, the global generator untouched.
+        Below 2^32, of a CPU generator: the same weights on every device, the global generator untouched. None draws a
+        seed from torch's global generator, so that ``torch.manual_seed`` decides on the weights, as it does on those of
+        ``torch.nn.Linear``; :attr:`seed` and :meth:`config` keep it.
     device, dtype
         Of the parameters; dtype defaults to fp32.
     modulation
@@ -225,11 +219,20 @@ class INR(nn.Module):
         for all hidden layers, a list with one or None per layer, or ``{"first": ..., "hidden": ...}``. With activations
         ``["sine", "identity", ...]``, ``omega=1`` and filters from the second layer on it is the Fourier network of
         Fathony et al., Multiplicative Filter Networks (ICLR 2021). Drawn after all else; initialisers leave it alone.
+    bounds
+        Box of the coordinates that the network is made for, ``(low, high)`` or one such pair per axis; None: not
+        stated, and [-1, 1] is meant, as :func:`inrfast.grid` has it. It scales nothing: the rank-expanding initialiser
+        places its hinges there, grids that ``fit`` and ``render`` make themselves lie there, and fits, kernels,
+        diagnoses, records and pictures of points outside warn, once per network.
 
     Attributes
     ----------
     layers
         ``ModuleList`` of ``nn.Linear``, the head last: keys ``layers.0.weight``, ``layers.0.bias``, ...
+    seed
+        The given or the drawn one.
+    bounds
+        One pair per axis, or None.
     modulations
         ``ModuleList`` of the filters, ``nn.Identity`` for a layer without one: keys ``modulations.0.linear.weight``,
         ...; None if no layer has one.
@@ -251,6 +254,8 @@ class INR(nn.Module):
     torch.Size([5, 3])
     """
 
+    _not_compared = ("seed", "_drawn")  # of networks whose weights a checkpoint replaces
+
     @tells_refusals
     def __init__(
         self,
@@ -265,10 +270,11 @@ class INR(nn.Module):
         norm_position: str = "post",
         init: Any = "default",
         bias: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         modulation: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any] | None] | None = None,
+        bounds: Any = None,
     ) -> None:
         super().__init__()
         self.in_features = check_int("in_features", in_features, minimum=1)
@@ -299,7 +305,7 @@ class INR(nn.Module):
             None if own is None else norm_config(own, self.width) for own in _per_layer("norm", norm, hidden_layers)
         )
         self.norm_position = check_choice("norm_position", norm_position, NORM_POSITIONS)
-        self.seed = check_seed("seed", seed)
+        self.seed, self._drawn = seed_of("seed", seed), seed is None
         generator = torch.Generator().manual_seed(self.seed)
         self.encoding = None if encoding is None else built(encoding, self.in_features, generator, where, dtype)
         inlet = self.in_features if self.encoding is None else self.encoding.out_features
@@ -308,8 +314,9 @@ class INR(nn.Module):
         self.norms = nn.ModuleList(
             nn.Identity() if own is None else made_norm(own, self.width, where, dtype) for own in self.norm_configs
         )
-        self.init = init
-        initialise_(list(self.layers), init, self.omegas, self.encoding is not None, generator)  # type: ignore[arg-type]
+        self.bounds = None if bounds is None else tuple(check_bounds(bounds, self.in_features))
+        self.init = within_bounds(init, self.bounds)
+        initialise_(list(self.layers), self.init, self.omegas, self.encoding is not None, generator)  # type: ignore[arg-type]
         # Drawn last: the other weights of a seed are those without filters.
         self.modulation_configs: tuple[dict[str, Any] | None, ...] = tuple(filters) if any(filters) else ()
         self.modulations = made_modulations(filters, self.in_features, self.width, generator, where, dtype)
@@ -352,6 +359,8 @@ class INR(nn.Module):
             self.bound_activations = tuple(map(bind, vars(self).pop("activations"), self._omegas))
         if "norm_configs" not in state:  # pickled by a version whose norms had no numbers
             self.norm_configs = vars(self).pop("norm_names")
+        self.__dict__.setdefault("bounds", None)
+        self.__dict__.setdefault("_drawn", False)  # pickled by a version whose networks had seed 0 where none was given
         if "modulation_configs" not in state:  # pickled by a version without filters
             self.modulation_configs, self.modulations = (), None
 
@@ -407,7 +416,7 @@ class INR(nn.Module):
     def config(self) -> dict[str, Any]:
         """Return what describes the network, as plain values (for reports and files).
 
-        ``modulation`` is there only where a layer has a filter.
+        ``modulation`` is there only where a layer has a filter, ``bounds`` only where they are stated.
         """
         filters = [None if own is None else dict(own) for own in self.modulation_configs]
         return {
@@ -424,6 +433,7 @@ class INR(nn.Module):
             "bias": self.layers[0].bias is not None,
             "seed": self.seed,
             **({"modulation": filters} if filters else {}),
+            **({} if self.bounds is None else {"bounds": [list(pair) for pair in self.bounds]}),
         }
 
     def as_mlp(self) -> MLP | str:
@@ -488,77 +498,11 @@ def described_network(net: nn.Module) -> dict[str, Any] | None:
         return None
 
 
+def has_drawn_seed(net: nn.Module) -> bool:
+    """Return whether a network's seed was drawn, so that another one with the same weights may state another."""
+    return isinstance(net, INR) and net._drawn
+
+
 def declared_sizes(net: nn.Module) -> tuple[int, int] | tuple[None, None]:
     """Return the numbers of coordinates and outputs that an INR, whatever was changed in it, declares; else None."""
     return (net.in_features, net.out_features) if isinstance(net, INR) else (None, None)
-
-
-_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Networks whose box was warned of."""
-
-
-def warn_of_other_box(net: nn.Module, coords: Tensor, copies: Iterable[nn.Module] = ()) -> None:
-    """Warn, once per network, if the hinges of its rank-expanding first layer lie among other coordinates than these.
-
-    That is where the box of the coordinates is another one than the initialiser's ``bounds``, and units of the first
-    layer are dead (see :func:`inrfast.initialisers.dead_units` for the cost), or the coordinates stick out of the
-    bounds and the layer is still as it was initialised.
-
-    Parameters
-    ----------
-    net
-        Any module; of others than an :class:`INR` whose first layer is a ReLU behind no encoding nothing is known.
-    coords
-        All points (N, d).
-    copies
-        Of the network: what is said of it is not said of them again.
-    """
-    net = unwrapped(net)
-    if net in _warned:
-        _warned.update(copies)
-    options = expands_rank(net.init) if isinstance(net, INR) and net not in _warned else None
-    if options is None:
-        return
-    mlp = describe(net, modulated=True)
-    if isinstance(mlp, str) or mlp.encoding is not None:
-        return
-    first = mlp.hidden[0]
-    if first.activation.name != "relu" or (first.norm is not None and not first.norm_after):
-        return
-    low, high = (side.double().cpu() for side in torch.aminmax(coords.detach(), dim=0))
-    given = options.get("bounds", (-1, 1))
-    bounds = torch.tensor(check_bounds(given, len(low)), dtype=torch.float64, device="cpu")
-    sizes = (bounds[:, 1] - bounds[:, 0]).abs()
-    out = torch.stack([bounds[:, 0] - low, high - bounds[:, 1]]) / sizes
-    if float(out.abs().max()) <= SAME_BOX or bool((low == high).any()):
-        return
-    dead = dead_units(first.linear, coords.detach())
-    box = ", ".join(f"[{a:g}, {b:g}]" for a, b in zip(low.tolist(), high.tolist(), strict=True))
-    if dead >= DEAD_SHARE * first.linear.outputs:
-        said = (
-            f"{dead} of the {first.linear.outputs} units of the first layer are dead at these coordinates, which lie "
-            f"in {box}: the hinges of init='rank_expanding' are placed for bounds={given}"
-        )
-    elif float(out.max()) > SAME_BOX and _as_initialised(first.linear, options):
-        said = (
-            f"the hinges of init='rank_expanding' are placed for bounds={given}, and these coordinates lie in {box}: "
-            "there are none in most of that box"
-        )
-    else:
-        return
-    _warned.update((net, *copies))
-    cure = ", ".join(f"({a:g}, {b:g})" for a, b in zip(low.tolist(), high.tolist(), strict=True))
-    warn(
-        f"{said}. Give it those of the coordinates, init={{'name': 'rank_expanding', 'bounds': [{cure}]}}, or "
-        "inrfast.init.apply_(net, 'rank_expanding', coords=coords) before any training, or scale the coordinates "
-        "(inrfast.grid has bounds=(-1, 1))",
-        UserWarning,
-    )
-
-
-def _as_initialised(linear: LinearLayer, options: Mapping[str, Any]) -> bool:
-    """Return whether a layer has the numbers of the rank-expanding initialiser with these options."""
-    dtype = torch.float64 if linear.weight.dtype == torch.float64 else torch.float32
-    made = rank_expanding(linear.outputs, linear.inputs, **options, dtype=dtype, device=linear.weight.device)
-    own = (linear.weight, linear.bias)
-    return all(mine is not None and torch.equal(mine, new.to(mine.dtype)) for mine, new in zip(own, made, strict=True))

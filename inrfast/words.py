@@ -29,18 +29,58 @@ NEAR = 0.75
 """Share of letters in common from which on a name is taken for another one mistyped."""
 
 
+SYNONYMS = {
+    "learning_rate": "lr",
+    "epochs": "steps",
+    "iterations": "steps",
+    "num_steps": "steps",
+    "max_iter": "steps",
+    "values": "target",
+    "image": "target",
+    "y": "target",
+    "x": "coords",
+    "model": "net",
+    "verbose": "progress",
+    "criterion": "loss",
+    "hidden_features": "width",
+    "hidden_dim": "width",
+    "hidden_size": "width",
+    "num_layers": "hidden_layers",
+    "n_layers": "hidden_layers",
+    "depth": "hidden_layers",
+    "nonlinearity": "activation",
+    "w0": "omega",
+    "omega_0": "omega",
+    "first_omega_0": "omega",
+    "in_dim": "in_features",
+    "out_dim": "out_features",
+    "in_channels": "in_features",
+    "out_channels": "out_features",
+    "random_state": "seed",
+    "siren": "sine",
+    "gabor": "wire",
+    "rbf": "gaussian",
+    "l2": "mse",
+    "mae": "l1",
+    "cross_entropy": "bce",
+    "logistic": "bce",
+}
+"""What other libraries call arguments and choices of this one, and their names here."""
+
+
 def nearest(got: object, choices: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the choice nearest to ``got``, or an empty string.
 
-    A choice is near that has three quarters of its letters in common, or the same ones in another order, or that
-    ``got`` begins with or begins.
+    A choice is near that other libraries call so, that has three quarters of its letters in common, or the same ones in
+    another order, or that ``got`` begins with or begins.
     """
     word = str(got).lower()
     lowered = {choice.lower(): choice for choice in choices}
     close = difflib.get_close_matches(word, lowered, n=1, cutoff=NEAR)
     swapped = [low for low in lowered if sorted(low) == sorted(word)]
     begun = [low for low in lowered if min(len(low), len(word)) > 2 and (low.startswith(word) or word.startswith(low))]
-    found = [*close, *swapped, *sorted(begun, key=len, reverse=True)]
+    same = [SYNONYMS[word]] if word not in lowered and SYNONYMS.get(word) in lowered else []
+    found = [*same, *close, *swapped, *sorted(begun, key=len, reverse=True)]
     return f" Did you mean {lowered[found[0]]!r}?" if found else ""
 
 

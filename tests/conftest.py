@@ -15,7 +15,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from inrfast import seeds
 from inrfast.backends import reason_against_package
+
+DRAWN = seeds.drawn
+seeds.drawn = lambda: 0  # networks and fits without a seed have the numbers of seed 0, wherever a test stands
 
 AGAINST_TRITON = reason_against_package()
 if AGAINST_TRITON is not None:
@@ -77,6 +81,12 @@ def pytest_collection_modifyitems(items):
 def device():
     """Where kernels run: the GPU, or the CPU by interpretation."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def drawn_seeds(monkeypatch):
+    """Seeds are drawn from torch's global generator, as users have it."""
+    monkeypatch.setattr(seeds, "drawn", DRAWN)
 
 
 @pytest.fixture

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from inrfast.errors import Hinting, check_choice, check_coords, check_float, check_int, check_tensor, nearest
+from inrfast.errors import (
+    Hinting,
+    called,
+    check_choice,
+    check_coords,
+    check_float,
+    check_int,
+    check_module,
+    check_tensor,
+    nearest,
+    tells_arguments,
+)
 
 
 def test_good_values_pass_through():
@@ -53,7 +64,7 @@ def test_the_nearest_match_is_one_that_is_near(choices):
         mistyped = {choice[:-1], choice + choice[-1], choice[1:], choice.upper(), choice.lower(), f"{choice}2"}
         for word in mistyped - {choice}:
             assert nearest(word, choices) == f" Did you mean {choice!r}?"
-    for word in ("siren", "linear", "none", "swish", "", "n", "x" * 80, 3):
+    for word in ("linear", "none", "swish", "", "n", "x" * 80, 3):
         assert nearest(word, choices) == ""
 
 
@@ -65,3 +76,43 @@ def test_an_attribute_that_raises_tells_its_own_error():
 
     with pytest.raises(AttributeError, match="no attribute 'missing_inside'"):
         _ = Thing().broken
+
+
+def trained(net, lr=1.0, *, batch_size=None):
+    """A function that users call."""
+    if lr < 0:
+        raise TypeError("lr must be a number that is not negative")
+    return net, lr, batch_size
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"learning_rate": 1.0}, r"trained\(\) takes no argument 'learning_rate'. Did you mean 'lr'\?"),
+        ({"batchsize": 1}, r"no argument 'batchsize'. Did you mean 'batch_size'\?"),
+        ({"colour": 1}, r"no argument 'colour'. It takes net, lr, batch_size"),
+        ({"lr": -1.0}, "lr must be a number that is not negative"),  # its own error, as it is
+    ],
+)
+def test_an_unknown_argument_is_told_the_nearest(given, told):
+    for call in (lambda: called(trained, (1,), given), lambda: tells_arguments(trained)(1, **given)):
+        with pytest.raises(TypeError, match=told):
+            call()
+    assert tells_arguments(trained)(1, lr=2.0) == (1, 2.0, None)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'net'"):
+        tells_arguments(trained)()
+
+
+def test_a_class_of_modules_is_told_from_its_objects():
+    assert check_module("net", net := torch.nn.Identity()) is net
+    with pytest.raises(
+        TypeError, match=r"net must be a torch.nn.Module, got the class Identity; write Identity\(...\)"
+    ):
+        check_module("net", torch.nn.Identity)
+    with pytest.raises(TypeError, match=r"must be a torch.nn.Module, got int"):
+        check_module("net", 3)
+
+
+@pytest.mark.parametrize(("got", "choice"), [("siren", "sine"), ("SIREN", "siren"), ("l2", "mse"), ("w0", "omega")])
+def test_words_of_other_libraries_are_known(got, choice):
+    assert nearest(got, ["sine", "mse", "omega", *(["siren"] if got.isupper() else [])]) == f" Did you mean {choice!r}?"

@@ -155,7 +155,7 @@ def test_hinges_among_other_coordinates_are_warned_of_once_and_bounds_repair_the
         cured = make(init="rank_expanding")
         inr.init.apply_(cured, "rank_expanding", coords=coords)
         DOORS[door](cured, coords)
-        DOORS[door](make(init="siren", activation="sine"), coords)
+        DOORS[door](make(init="siren", activation="sine", bounds=bounds), coords)
 
 
 def test_trained_networks_and_grids_of_the_same_box_are_not_warned_of():

@@ -123,3 +123,20 @@ def test_bad_input_is_refused_by_name() -> None:
             to_8bit(bad)
     with pytest.raises(ValueError, match="11x11"):
         ssim(good[:10], good[:10])
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(torch.uint8, 255), (torch.uint16, 65535)])
+def test_pixels_count_as_their_share_of_white(dtype, white):
+    generator = torch.Generator().manual_seed(0)
+    pred, target = (torch.randint(0, white + 1, (16, 12, 3), generator=generator).to(dtype) for _ in range(2))
+    values = [own.double() / white for own in (pred, target)]
+    for measure in (psnr, ssim):
+        for data_range in (1.0, white):
+            for pair in ((pred, target), (pred.numpy(), target.numpy())):
+                assert abs(measure(*pair, data_range=data_range) - measure(*values, data_range=1.0)) < 1e-9
+    wanted = peak_signal_noise_ratio(target.numpy(), pred.numpy(), data_range=white)
+    assert abs(psnr(pred, target, data_range=white) - wanted) < 1e-9
+    with pytest.raises(TypeError, match=rf"both be pixels of one dtype .* \.float\(\) / {white}"):
+        psnr(values[0], target)
+    with pytest.raises(ValueError, match=rf"data_range must be {white} for pixels"):
+        psnr(pred, target, data_range=2.0)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from inrfast import plots
 from inrfast.analysis.harmonics import energies
-from inrfast.errors import InrfastError, check_choice, check_float, warn
+from inrfast.errors import InrfastError, check_choice, check_float, check_module, warn
 from inrfast.grids import check_bounds, grid
 from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, counted, is_refusal, require
 from inrfast.mlp import is_pointwise
@@ -236,8 +236,7 @@ def aliasing(
     >>> found.peaks[0].frequency, found.peaks[0].folded
     ((105.0,), (23.0,))
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    check_module("net", net)
     check_choice("window", window, WINDOWS)
     floor = check_float("floor", floor)
     axes = _coordinates(net, fs, fs_test, bounds)

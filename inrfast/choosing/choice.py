@@ -60,7 +60,9 @@ class Candidate(Record):
     seconds: float = 0.0
     fitted: float | None = None
 
-    def network(self, seed: int = 0, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> INR:
+    def network(
+        self, seed: int | None = None, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> INR:
         """Return the network itself, untrained."""
         given = dict(self.arguments)
         if given.get("encoding") is not None:
@@ -69,7 +71,7 @@ class Candidate(Record):
 
     @property
     def line(self) -> str:
-        """The line of Python, after ``import inrfast as inr``, that makes ``network(seed=0)``."""
+        """The line of Python, after ``import inrfast as inr``, that makes ``network()``."""
         sizes = [str(self.arguments[name]) for name in SIZES[:2]] + [f"{n}={self.arguments[n]}" for n in SIZES[2:]]
         others = [f"{name}={_written(name, value)}" for name, value in self.arguments.items() if name not in SIZES]
         return f"inr.INR({', '.join([*sizes, *others])})"
@@ -143,7 +145,9 @@ class Choice(Record):
         """The learning rate to fit the best network with."""
         return self.best.lr
 
-    def network(self, seed: int = 0, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> INR:
+    def network(
+        self, seed: int | None = None, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> INR:
         """Return the best network, untrained."""
         return self.best.network(seed, device, dtype)
 

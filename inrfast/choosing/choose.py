@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import made_for_anywhere
 from inrfast.choosing.candidates import Make, families, growth_of, makers, rate_of, speed_of
 from inrfast.choosing.check import checked
 from inrfast.choosing.choice import SIZES, Candidate, Choice, arguments_of, name_of
@@ -57,8 +58,9 @@ def choose(
     signal
         A file (image, sound, volume or mesh), a :class:`inrfast.signals.kinds.Signal`, or a floating tensor: values
         (*grid, M) on ``inrfast.grid(grid)``, M at most 16; or (N,), (N, M), (*grid) or (*grid, M) at ``coords``. At
-        least 64 samples, not constant. What is predicted is a fit of the signal without the mean of each output, which
-        a network finds soon where it is small: a mean larger than ``data_range`` warns, take it off before a fit.
+        least 64 samples, not constant. Pixels of 8 or 16 bits and Pillow's images are taken as by :func:`inrfast.fit`.
+        What is predicted is a fit of the signal without the mean of each output, which a network finds soon where it is
+        small: a mean larger than ``data_range`` warns, take it off before a fit.
     coords
         Points (N, d) of the values, at least 64 different ones, as the network is to see them; None: ``inrfast.grid``
         of the signal's shape.
@@ -201,6 +203,7 @@ class _Tries:
         if self.end is not None and start > self.end and self.found:
             raise _OverTime
         net = make(self.seed)
+        made_for_anywhere(net)  # a scale's points lie at the spacing of the signal's, wherever that leads
         arguments = arguments_of(net)
         try:
             rate = rate_of(net) * speed_of(net)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrfast.arrays import ArrayLike, as_tensor
+from inrfast.arrays import ArrayLike, as_tensor, is_array
 from inrfast.errors import check_coords, check_float, check_tensor
 from inrfast.grids import grid
 from inrfast.memory import chunks
 from inrfast.metrics import data_range_of
+from inrfast.pixels import as_values, is_picture, range_of_pixels
 from inrfast.signals.kinds import Signal, kind_of, load_signal
 
 LEAST = 64
@@ -77,6 +78,12 @@ def samples_of(
         _no_coords(coords, "a Signal")
         weight, data_range = signal.weight, signal.data_range if data_range is None else data_range
         signal, coords = _gridded(signal), signal.coords
+    if is_picture(signal) or is_array(signal):
+        values, white = as_values("signal", signal)
+        signal = values if values.is_floating_point() else signal  # others are refused
+        data_range = range_of_pixels(data_range, white)
+        if coords is None and signal.ndim == 2 and white is not None:  # a picture of one channel
+            signal = signal[..., None]
     values = _floating(signal).detach().cpu()
     if coords is None:
         _check_channels(values)

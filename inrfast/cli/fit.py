@@ -188,7 +188,9 @@ def _network(arguments: argparse.Namespace, signal: Signal) -> tuple[INR, float,
         return network(arguments, inputs, outputs, dtype), LR if arguments.lr is None else arguments.lr, None
     from inrfast.cli.automatic import chosen
 
-    _rehearse(arguments, signal, INR(inputs, outputs, width=1, hidden_layers=1, device=arguments.device, dtype=dtype))
+    _rehearse(
+        arguments, signal, INR(inputs, outputs, width=1, hidden_layers=1, seed=0, device=arguments.device, dtype=dtype)
+    )
     net, lr, found = chosen(arguments, signal, dtype)
     return net, lr if arguments.lr is None else arguments.lr, found
 

@@ -137,6 +137,7 @@ def _built(layout: Layout, parts: Parts, activation: Any, omega: Any) -> INR:
         omega=frequencies,
         encoding=parts.encoding,
         bias=bool(parts.biases),
+        seed=0,
         device=first.device,
         dtype=first.dtype,
     )

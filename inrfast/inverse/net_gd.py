@@ -47,8 +47,8 @@ def net_gd(
         A and y, (*shape_out, M) or (m, M); without channels (*shape_out) or (m,) for M = 1. Of magnitudes the smoothed
         ones are compared. Of a linear operator the adjoint is tested first.
     steps, lr, regularizers, seed
-        As in :func:`inrfast.fit`. The paper's update is plain gradient descent (``optimizer="sgd"``); Adam, the default
-        here, needs far fewer steps.
+        As in :func:`inrfast.fit`, the seed 0 unless given. The paper's update is plain gradient descent
+        (``optimizer="sgd"``); Adam, the default here, needs far fewer steps.
     restarts
         Starts from other seeds, of which the one with the smallest residual ``|A f - y| / |y|`` is returned. The seeds
         are ``seed``, ``seed + 1`` and so on. One that diverges, or whose network cannot be made, is warned of and

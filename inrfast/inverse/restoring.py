@@ -36,6 +36,7 @@ from inrfast.inverse.holes import Ranges
 from inrfast.memory import budget_bytes, require
 from inrfast.metrics import mse_to_psnr
 from inrfast.nn import INR
+from inrfast.pixels import as_values
 from inrfast.records import Record, brief, in_a_line
 from inrfast.signals.render import render
 
@@ -155,7 +156,8 @@ def inpaint(
     Parameters
     ----------
     image
-        (H, W) or (H, W, C), floating, in [0, 1] where it is known; elsewhere anything, NaN too.
+        (H, W) or (H, W, C), floating, in [0, 1] where it is known; elsewhere anything, NaN too. Or an image of
+        Pillow's, or pixels of 8 or 16 bits, which count as their share of white.
     mask
         (H, W), True or 1 where the image is known, False or 0 where it is missing.
     net
@@ -170,7 +172,7 @@ def inpaint(
     seconds
         Time for the fit, at most; the learning rate falls as fast as it passes. None: no limit.
     seed, device, memory_budget, progress
-        As in :func:`inrfast.fit`.
+        As in :func:`inrfast.fit`, the seed 0 unless given.
 
     Returns
     -------
@@ -196,7 +198,7 @@ def inpaint(
     True
     """
     begun = time.perf_counter()
-    given = as_tensor("image", image)
+    given, _ = as_values("image", image)
     known = _check_mask(mask, given)
     values = _check_image(given, known)
     setting = _Setting(net, steps, lr, regularizers, seconds, seed, device, memory_budget, progress)
@@ -242,7 +244,7 @@ def upscale(
     Parameters
     ----------
     image
-        (H, W) or (H, W, C), floating, in [0, 1].
+        (H, W) or (H, W, C), floating, in [0, 1], or as in :func:`inpaint`.
     factor
         Above 1, whole or not; the sizes are rounded.
     net, steps, lr, regularizers, seconds, seed, device, memory_budget, progress
@@ -271,7 +273,7 @@ def upscale(
     torch.Size([16, 12])
     """
     begun = time.perf_counter()
-    given = as_tensor("image", image)
+    given, _ = as_values("image", image)
     values = _check_image(given, None)
     setting = _Setting(net, steps, lr, regularizers, seconds, seed, device, memory_budget, progress)
     small, channels = (values.shape[0], values.shape[1]), values.shape[2]

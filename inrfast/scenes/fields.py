@@ -74,7 +74,7 @@ class RadianceField(nn.Module):
     features
         That ``geometry`` hands to ``appearance``.
     seed
-        Of the weights.
+        Of the weights; None draws one from torch's global generator.
     device, dtype
         Of the parameters.
 
@@ -111,7 +111,7 @@ class RadianceField(nn.Module):
         width: int = 64,
         features: int = 15,
         polynomial: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -129,6 +129,7 @@ class RadianceField(nn.Module):
             encoding = Compose(Polynomial(1, [1.0], trainable=True, constant=False), encoding)
         made: dict[str, Any] = {"width": width, "init": "kaiming", "device": device, "dtype": dtype}
         self.geometry = INR(3, 1 + features, hidden_layers=1, encoding=encoding, seed=seed, **made)
+        seed = self.geometry.seed
         other = (seed + SECOND_SEED) % 2**32
         self.appearance = INR(features + 16, 3, hidden_layers=2, seed=other, **made)
         head = self.geometry.layers[-1]

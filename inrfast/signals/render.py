@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrfast.boxes import stated_bounds, warn_of_other_box
 from inrfast.calling import Called, Calling, Select
-from inrfast.errors import MemoryBudgetError
+from inrfast.errors import MemoryBudgetError, check_module
 from inrfast.grids import axes
 from inrfast.memory import budget_bytes, cached_rows, chunks, require
 from inrfast.mlp import is_pointwise
 from inrfast.modes import in_own_modes, modes_kept
+from inrfast.nn import declared_sizes
 from inrfast.pointwise import RANDOM, ROWS, dependence
 from inrfast.progress import progress_bar
 from inrfast.threads import MOST_THREADS, one_core, share
@@ -28,7 +30,7 @@ BUFFERS = 4
 def render(
     net: nn.Module,
     shape: int | Sequence[int],
-    bounds: Any = (-1.0, 1.0),
+    bounds: Any = None,
     endpoint: str = "inclusive",
     memory_budget: int | None = None,
     progress: bool | None = None,
@@ -49,7 +51,8 @@ def render(
     shape
         Points per axis; an int is a one-dimensional grid.
     bounds, endpoint
-        As in :func:`inrfast.grid`; by default those of a fit to a grid.
+        As in :func:`inrfast.grid`; by default those of a fit to a grid: None takes the bounds that an INR states, else
+        (-1, 1).
     memory_budget
         Bytes for the result and one chunk; None takes half of what is free.
     progress
@@ -67,15 +70,16 @@ def render(
         The result with a chunk of one point exceeds the budget, or with the whole grid for a network that couples its
         points; nothing was allocated.
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    check_module("net", net)
     for name, parameter in net.named_parameters():
         if parameter.is_complex():
             raise ValueError(f"net has a complex parameter, {name!r}; only real networks are rendered")
     like = next((parameter for parameter in net.parameters() if parameter.is_floating_point()), None)
     if like is None:
         raise ValueError("net has no parameters, which would tell its dtype and device")
-    columns = axes(shape, endpoint, bounds, like.dtype)
+    columns = axes(shape, endpoint, stated_bounds(net) if bounds is None else bounds, like.dtype)
+    if declared_sizes(net)[0] == len(columns):
+        warn_of_other_box(net, torch.stack([torch.stack([column[0], column[-1]]) for column in columns], 1))
     sizes = [len(column) for column in columns]
     points = math.prod(sizes)
     with modes_kept(net):

@@ -20,15 +20,16 @@ from torch import Tensor, nn
 
 from inrfast import backends, doubts, rounding, switches
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import warn_of_other_box
 from inrfast.calling import Select
 from inrfast.encodings import is_own
-from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_tensor
+from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_module, check_tensor
 from inrfast.layers import Factors, Layer, layers_of
 from inrfast.layers.bare_rows import BareRows
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
-from inrfast.nn import declared_sizes, warn_of_other_box
+from inrfast.nn import declared_sizes
 from inrfast.ops import gemm
 from inrfast.ops.factors import Room, layer_shapes, mlp_factors, mlp_features, reason_against
 from inrfast.ops.gram import gram_diagonal
@@ -121,8 +122,7 @@ class Capture(Described):
         precision: str = "high",
         memory_budget: int | None = None,
     ) -> None:
-        if not isinstance(net, nn.Module):
-            raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+        check_module("net", net)
         net = unwrapped(net)
         self.precision = check_choice("precision", precision, PRECISIONS)
         self.dtype = torch.float64 if precision == "highest" else torch.float32

@@ -20,13 +20,14 @@ from torch.nn.modules import module as torch_modules
 
 from inrfast.activations import BoundActivation
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import warn_of_other_box
 from inrfast.encodings import Encoding
 from inrfast.errors import check_coords, check_tensor
 from inrfast.layers import LAYERS, Layer
 from inrfast.layers.linear import Linear
 from inrfast.mlp import MLP, undrawn
 from inrfast.modes import own_modes
-from inrfast.nn import INR, warn_of_other_box
+from inrfast.nn import INR
 from inrfast.ops import mlp_step
 from inrfast.ops.factor_pass import FactorPass, LayerForm, forms_of
 from inrfast.pointwise import spread_points
@@ -81,7 +82,12 @@ _known: dict[Hashable, Known] = {}
 @cache
 def _usual() -> dict[type[nn.Module], frozenset[str]]:
     """Return the attributes of modules as their constructors leave them, by the class."""
-    made: list[nn.Module] = [INR(1, 1, width=1, hidden_layers=1), nn.Linear(1, 1), nn.ModuleList(), nn.Identity()]
+    made: list[nn.Module] = [
+        INR(1, 1, width=1, hidden_layers=1, seed=0),
+        nn.Linear(1, 1),
+        nn.ModuleList(),
+        nn.Identity(),
+    ]
     return {type(module): frozenset(vars(module)) for module in made}
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import check_tensor
+from inrfast.errors import check_module, check_tensor
 from inrfast.layers import LAYERS, Factors, Layer
 from inrfast.modes import own_modes
 from inrfast.ops.rows import rows_
@@ -58,8 +58,7 @@ def check_layer(module: nn.Module, inputs: Tensor, handler: type[Layer] | None =
     --------
     >>> check_layer(torch.nn.Linear(3, 5), torch.randn(8, 3))
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    check_module("module", module)
     index = isinstance(inputs, Tensor) and inputs.dtype in (torch.int64, torch.int32)
     if not isinstance(inputs, Tensor) or not (index or inputs.is_floating_point()) or inputs.ndim < 2 - index:
         raise ValueError("inputs must be a floating tensor (n, ...), or an index of int64 or int32")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from inrfast.errors import NotAvailableError, warn
 from inrfast.files import shown
-from inrfast.nn import INR, described_network
+from inrfast.nn import INR, described_network, has_drawn_seed
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later
 from inrfast.training import callables
@@ -183,6 +183,7 @@ class Checkpoint:
         _as_before(about["own"], self.members)
         now, before = self._identities(), about.get("identities", {})
         _place_norms_as_now(about["nets"], before, self.members)
+        _seeds_as_now(about["nets"], self.members)
         self._check_same(about, now, before)
         if len(tree["callbacks"]) != len(self.options.callbacks):
             added = len(self.options.callbacks) - len(callers(self.options.callbacks))  # a solver's, in every fit of it
@@ -310,11 +311,20 @@ def _listed(found: Sequence[str], most: int) -> str:
 
 
 def _as_before(own: list[dict[str, Any]], members: Sequence[Member]) -> None:
-    """Take the PSNR's range of files that do not name it, which is 1, where none is asked for."""
+    """Take the file's seed where none is asked for, and the PSNR's range of files that do not name it, which is 1."""
     for then, member in zip(own, members, strict=False):
+        if not member.seed_given:
+            member.seed = then["seed"]
         if "data_range" not in then:
             then["data_range"] = 1.0
             member.data_range = member.data_range if member.range_given else 1.0
+
+
+def _seeds_as_now(nets: list[Any], members: Sequence[Member]) -> None:
+    """Take the seeds of networks that were drawn for those of the file, whose weights they are about to get."""
+    for then, member in zip(nets, members, strict=False):
+        if isinstance(then, dict) and has_drawn_seed(member.net) and isinstance(then.get("seed"), int):
+            member.own_seed, then["seed"] = then["seed"], member.net.seed
 
 
 def _place_norms_as_now(nets: list[Any], before: Described, members: Sequence[Member]) -> None:

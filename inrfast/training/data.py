@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from inrfast.calling import Calling, Select
-from inrfast.errors import check_coords, check_float, check_tensor
+from inrfast.errors import check_coords, check_float, check_module, check_tensor
 from inrfast.metrics import data_range_of
 from inrfast.modes import modes_kept, own_modes
 from inrfast.nn import declared_sizes
@@ -114,8 +114,7 @@ def stacked(data: Sequence[Data]) -> Data:
 
 def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.device]:
     """Return dtype and device of a network that can be trained."""
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"{argument} must be a torch.nn.Module, got {type(net).__name__}")
+    check_module(argument, net)
     if isinstance(net, torch.jit.RecursiveScriptModule):
         raise TypeError(
             f"{argument} is compiled by torch.jit.script, which hides its parameters; fit the module itself"
@@ -213,7 +212,8 @@ def check_data(
     ----------
     coords, target, weight
         Shapes (N, d) or (..., d), (N, M) or (*grid, M), and (N,), (N, 1), (N, M) or the same with the grid; M = 1 also
-        without the last axis. A weight of 0 (or False) leaves its point out, whose target may then be anything.
+        without the last axis. Floating-point numbers of another width become those of the network's dtype. A weight of
+        0 (or False) leaves its point out, whose target may then be anything.
     names
         What the arguments are called in messages.
     select
@@ -225,16 +225,13 @@ def check_data(
         Bad shapes, dtypes, devices; NaN or Inf; negative weights, or none above 0.
     """
     dtype, device = check_net(net)
-    shaped = check_tensor(names[0], coords, finite=False, device=device)
+    shaped = of_dtype(names[0], check_tensor(names[0], coords, finite=False, device=device), dtype)
     coords = check_coords(names[0], shaped, declared_sizes(net)[0], device)
     calling = calling_of(net, shaped, select)
     n, outputs = len(coords), count_outputs(net, coords, names[0], calling)
-    target = check_tensor(names[1], target, finite=False, device=device)
+    target = of_dtype(names[1], check_tensor(names[1], target, finite=False, device=device), dtype)
     if target.device != device:
         raise ValueError(f"{names[1]} is on {target.device} but the network is on {device}; move one of them")
-    for argument, tensor in ((names[0], coords), (names[1], target)):
-        if tensor.dtype != dtype:
-            raise TypeError(f"{argument} must have the network's dtype {dtype}, got {tensor.dtype}")
     check_axes(net, shaped, calling)
     grid = _grid_of(names[1], target, coords, outputs)
     grids = (grid, tuple(shaped.shape[:-1]))
@@ -250,6 +247,17 @@ def check_data(
     check_tensor(names[1], target)
     found = [None if own is None else aligned(own).unsqueeze(0) for own in (coords, target, weight, given)]
     return Data(*found, calling)  # type: ignore[arg-type,call-arg]
+
+
+def of_dtype(argument: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return floating-point numbers in the network's dtype, the same tensor if they are; none leaves its range."""
+    if tensor.dtype == dtype or tensor.dtype.itemsize < 2:
+        return tensor
+    moved = tensor.detach().to(dtype)
+    if dtype.itemsize < tensor.dtype.itemsize and bool((moved.isinf() & tensor.isfinite()).any()):
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{argument} must be within the range of the network's dtype {name}; scale its values")
+    return moved
 
 
 def calling_of(net: nn.Module, coords: Tensor, select: Select = None) -> Calling:
@@ -310,10 +318,35 @@ def _grid_of(argument: str, target: Tensor, coords: Tensor, outputs: int) -> tup
         single = f", or without the last axis: ({n},) or (*grid)" if outputs == 1 else ""
         raise ValueError(
             f"{argument} must have shape ({n}, {outputs}) or (*grid, {outputs}) with {n} grid points{single}, "
-            f"got {tuple(target.shape)}"
+            f"got {tuple(target.shape)}{_shape_cure(argument, tuple(target.shape), n, outputs)}"
         )
     _check_order(argument, tuple(target.shape), grid, coords)
     return grid
+
+
+def _shape_cure(argument: str, shape: tuple[int, ...], n: int, outputs: int) -> str:
+    """Return how values of a shape that does not fit become those of n points, where that can be told."""
+    if shape[:1] == (outputs,) and math.prod(shape[1:]) == n:
+        return f"; its outputs stand first, {argument}.{moved(len(shape))} brings them last"
+    if len(shape) > 1 and math.prod(shape[:-1]) == n:
+        return channels_cure(shape[-1], outputs, argument)
+    if math.prod(shape) == n:
+        return channels_cure(1, outputs, argument)
+    points = math.prod(shape) // outputs
+    return f"; that is {points} points" if points * outputs == math.prod(shape) else ""
+
+
+def moved(ndim: int) -> str:
+    """Return the call that brings the first of so many axes to the end."""
+    return f"permute({', '.join(map(str, [*range(1, ndim), 0]))})"
+
+
+def channels_cure(channels: int, outputs: int, argument: str) -> str:
+    """Return what to do with so many values per point of a network of so many outputs."""
+    values, ends = f"{channels} value{'s' * (channels != 1)}", f"{outputs} output{'s' * (outputs != 1)}"
+    fourth = f"{argument}[..., :3] leaves out the opacity of RGBA, or " if (channels, outputs) == (4, 3) else ""
+    grey = f"{argument}.mean(-1) is grey, or " if (channels, outputs) == (3, 1) else ""
+    return f"; it has {values} per point, the network {ends}: {fourth}{grey}make the network with {channels}"
 
 
 def _check_order(argument: str, shape: tuple[int, ...], grid: tuple[int, ...], coords: Tensor) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import warn_of_other_box
 from inrfast.calling import Select
-from inrfast.errors import check_float, check_seed
+from inrfast.errors import check_float
 from inrfast.modes import in_training_modes
-from inrfast.nn import warn_of_other_box
+from inrfast.seeds import seed_of
 from inrfast.training.callables import check_trained
 from inrfast.training.data import Data, check_apart, check_data, check_measured, check_net, check_spread, range_of
+from inrfast.training.given import gathered, is_batches
 from inrfast.training.member import Member
 from inrfast.training.objective import Loss, Regularizers
 from inrfast.training.optimizers import OPTIMIZERS
@@ -26,12 +28,20 @@ from inrfast.training.spread import Own, check_nets
 from inrfast.training.trained import named_of
 from inrfast.training.trainer import Trainer, own_code
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+else:
+    Picture = Any
+
+Batches = Iterable[tuple[ArrayLike, ArrayLike] | Sequence[ArrayLike]]
+"""Batches of points and values, such as a ``torch.utils.data.DataLoader``."""
+
 
 @in_training_modes
 def fit(
     net: nn.Module,
-    coords: ArrayLike,
-    target: ArrayLike,
+    coords: ArrayLike | Batches | None = None,
+    target: ArrayLike | Picture | None = None,
     steps: int = 2000,
     lr: float = 1e-3,
     schedule: str | Callable[[int], float] = "exponential",
@@ -47,7 +57,7 @@ def fit(
     checkpoint: Any = None,
     checkpoint_seconds: float = 60,
     resume: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool | None = None,
     memory_budget: int | None = None,
     *,
@@ -75,12 +85,19 @@ def fit(
         output may have other shapes with a row per point, (N,) or (N, a, b), which are taken as (N, M); ``select``
         takes it from a dict, a tuple or an object.
     coords
-        Points (N, d), of the network's dtype and device; or (..., d), whose points are taken in row-major order. A
+        Points (N, d), on the network's device; or (..., d), whose points are taken in row-major order. A
         module that is no INR is called with as many axes as are given here, (1, n, d) for (1, N, d), and may return
-        (1, n, M). NumPy arrays, here and below, are taken to the network's device.
+        (1, n, M). NumPy arrays, here and below, are taken to the network's device, and floating-point numbers of
+        another width to its dtype. None: the target is a signal on a grid, (H, W, M) of an image, and its points are
+        ``inrfast.grid((H, W))``, which the result names (:attr:`FitResult.grid`). Or, in the place of both, batches
+        of pairs (coords, values): a ``torch.utils.data.DataLoader`` or a list. They are read once into memory, shuffled
+        here by ``seed`` (a loader's own order and random augmentation do not count), and a step takes as many points
+        as a batch where ``batch_size`` is not given.
     target
         Values (N, M), (1, N, M) or (*grid, M) with N grid points in row-major order, where M = 1 also (N,) or (*grid);
-        dtype and device of the network. Axes in another order, as in (M, H, W), are refused where the points tell.
+        on the network's device. Axes in another order, as in (M, H, W), are refused where the points tell. An image of
+        Pillow's is taken as well. Pixels of 8 or 16 bits become ``value / 255`` or ``value / 65535``, in [0, 1], which
+        a warning says and ``config["white"]`` keeps; booleans become 0 and 1.
     steps
         Updates; 2000 is the usual budget for one image.
     lr, schedule
@@ -143,7 +160,8 @@ def fit(
     seed
         Below 2^63. Of the batches, and of what the network or the loss draw from PyTorch's generators, which are
         afterwards as they were; in other threads nothing else should draw meanwhile. NumPy's generators do not follow
-        it.
+        it. None draws one number from torch's global CPU generator, so that ``torch.manual_seed`` decides on it;
+        ``config["seed"]`` keeps it, and a resumed fit takes that of its checkpoint.
     progress
         Whether to show a progress bar; None shows it on a terminal and in a notebook.
     memory_budget
@@ -164,7 +182,8 @@ def fit(
         predictions with the targets; with ``"bce"``, whose predictions are logits f, the probabilities ``sigmoid(f)``
         (:attr:`inrfast.losses.Loss.link`). None takes the range from the
         values of the evaluation: 1 where they lie in [-1, 1] and span at least 0.5, as images do; else the largest
-        minus the smallest (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it.
+        minus the smallest (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it. Of
+        pixels of 8 bits, whose values are divided by 255, 255 is the same as 1.
     regularizers
         What is added to the loss: functions, or pairs (function, factor), each a scalar tensor. They ask by name for
         ``net``, ``prediction``, ``target``, ``coords``, ``weight``, ``index``, ``step`` and ``modules``, points being
@@ -218,6 +237,8 @@ def fit(
     True
     """
     given = dict(locals())
+    if is_batches(coords, target):
+        given |= _of_batches(net, given)
     (result,) = _fitted([net], [Own.of(given)], given)
     if result.error is not None:
         raise result.error
@@ -227,8 +248,8 @@ def fit(
 @in_training_modes
 def fit_many(
     nets: Sequence[nn.Module],
-    coords: ArrayLike | Sequence[ArrayLike],
-    targets: ArrayLike | Sequence[ArrayLike],
+    coords: ArrayLike | Sequence[ArrayLike] | None = None,
+    targets: ArrayLike | Picture | Sequence[ArrayLike | Picture] | None = None,
     steps: int = 2000,
     lr: float | Sequence[float] = 1e-3,
     schedule: str | Callable[[int], float] = "exponential",
@@ -244,7 +265,7 @@ def fit_many(
     checkpoint: Any = None,
     checkpoint_seconds: float = 60,
     resume: bool = False,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] | None = None,
     progress: bool | None = None,
     memory_budget: int | None = None,
     *,
@@ -271,11 +292,12 @@ def fit_many(
         B networks that share no parameter, on one device, of one dtype.
     coords
         Points (N, d) for all, or B of them: a sequence, or a tensor (B, N, d). They may differ in N. In a sequence each
-        may have more axes, (1, N, d), as for :func:`inrfast.fit`.
+        may have more axes, (1, N, d), as for :func:`inrfast.fit`. None: those of the targets' grids.
     targets
-        Values for all, (N, M) or (*grid, M), or B of them: a sequence, or a tensor (B, N, M) or (B, *grid, M).
+        Values for all, (N, M) or (*grid, M), or B of them: a sequence, or a tensor (B, N, M) or (B, *grid, M). Pictures
+        and pixels of whole numbers as for :func:`inrfast.fit`.
     lr, seed, target_psnr, data_range
-        One for all, or one per network. With one seed all networks see the same batches.
+        One for all, or one per network. With one seed, also a drawn one, all networks see the same batches.
     weight, eval_coords, eval_target
         One for all, or a sequence of one per network; see :func:`inrfast.fit`.
     optimizer
@@ -353,7 +375,7 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
     named = options.objective.named
     lr = check_float(f"lr{at}", own.lr, minimum=0.0, exclusive=True)
     goal = None if own.target_psnr is None else check_float(f"target_psnr{at}", own.target_psnr)
-    seed = check_seed(f"seed{at}", own.seed, bits=63)
+    seed = seed_of(f"seed{at}", own.seed, bits=63)
     try:
         data = check_data(net, own.coords, own.target, own.weight, ("coords", target, "weight"), options.select)
         if named is not None:
@@ -363,6 +385,8 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
         evaluation = _check_evaluation(net, own, options.select)
         if named is not None and evaluation is not None:
             named.check_target("eval_target", evaluation.target)
+            if own.data_range is None:
+                check_spread(evaluation, "eval_target")
     except (ValueError, TypeError) as error:
         if index is None:
             raise
@@ -385,8 +409,21 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
         data_range,
         own.data_range is not None,
         modules,
+        own.made,
         several=index is not None,
+        seed_given=own.seed_given,
     )
+
+
+def _of_batches(net: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what batches of (coords, values) stand for, among the arguments of a fit by name."""
+    if given["weight"] is not None:
+        raise ValueError(
+            "weight can't go with batches of (coords, values), whose points it would not find; gather them"
+        )
+    coords, target, size, made = gathered(net, given["coords"], given["memory_budget"])
+    size = size if given["batch_size"] is None else given["batch_size"]
+    return {"coords": coords, "target": target, "batch_size": size, "white": made.white}
 
 
 def _check_memory(members: Sequence[Member], several: bool) -> None:

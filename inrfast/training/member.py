@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.errors import DivergedError
+from inrfast.nn import INR
 from inrfast.training.data import Data
+from inrfast.training.given import NOTHING, Made
 
 
 @dataclass
@@ -19,7 +21,8 @@ class Member:
     """One network of a fit.
 
     ``stopped`` is why it takes no more steps: ``"steps"``, ``"target_psnr"``, ``"patience"``, ``"callback"``,
-    ``"interrupted"`` or ``"diverged"``, then with the ``error``; empty while it goes on.
+    ``"interrupted"`` or ``"diverged"``, then with the ``error``; empty while it goes on. ``own_seed`` is that of the
+    network in the checkpoint, where this one's is a drawn one.
     """
 
     net: nn.Module
@@ -32,8 +35,11 @@ class Member:
     data_range: float = 1.0
     range_given: bool = False
     modules: tuple[nn.Module, ...] = ()
+    made: Made = NOTHING
     index: int = 0
     several: bool = False
+    seed_given: bool = True
+    own_seed: int | None = None
     done: int = 0
     losses: list[float] = field(default_factory=list)
     history: list[tuple[int, float]] = field(default_factory=list)
@@ -87,6 +93,8 @@ class Member:
     def load(self, kept: dict[str, Any], going: bool) -> None:
         """Take over the state of a network, which goes on or has stopped for good."""
         own = self.net.state_dict()
+        if self.own_seed is not None and isinstance(self.net, INR):
+            self.net.seed = self.own_seed
         if all(isinstance(tensor, Tensor) for tensor in own.values()):
             for name, tensor in own.items():
                 tensor.copy_(kept["net"][name])

@@ -24,6 +24,7 @@ from inrfast.training.schema import (
     NETWORK_ABOUT,
     NETWORK_SCHEMA,
     NETWORK_TREE,
+    OLD_NETWORK_SCHEMA,
     check,
     check_fit,
     plain,
@@ -39,7 +40,8 @@ def save_network(net: INR, path: str | os.PathLike[str], signal: dict[str, Any] 
     """Write a network, its shape and what it stands for; :func:`load_network` builds it again.
 
     What the file would give back is compared with ``net`` before anything is written. The same network and signal give
-    the same bytes.
+    the same bytes. The tensors have the names of ``net.state_dict()``, so that ``safetensors.torch.load_file(path)``
+    gives what ``load_state_dict`` of the same module takes, here or in a program without this library.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ def save_network(net: INR, path: str | os.PathLike[str], signal: dict[str, Any] 
             f"net must be an inrfast.INR as its constructor makes it, which a file can give back: {wrong}; save its "
             "state_dict instead"
         )
-    content = content_of(NETWORK_SCHEMA, {"net": dict(state)}, about)
+    content = content_of(NETWORK_SCHEMA, dict(state), about)
     with whole_file(path, durable=True) as file:
         file.writelines(content)
 
@@ -118,12 +120,13 @@ def load_network(path: str | os.PathLike[str]) -> tuple[INR, dict[str, Any]]:
         The file is truncated, damaged, of another kind, of several networks or of no INR, or its weights do not fit, or
         hold NaN or Inf.
     """
-    schema, tree, about = read_tree(path, (NETWORK_SCHEMA, FIT_SCHEMA))
+    schema, tree, about = read_tree(path, (NETWORK_SCHEMA, OLD_NETWORK_SCHEMA, FIT_SCHEMA))
     with fault_told(f"{shown(path)} does not hold the network it describes"):
         if schema == FIT_SCHEMA:
             check_fit(tree, about)
             tree, about = _only_network(tree, about)
         else:
+            tree = tree if schema == OLD_NETWORK_SCHEMA else {"net": tree}
             NETWORK_TREE(tree, "tree")
             NETWORK_ABOUT(about, "about")
         return _network(tree, about, "about.net").eval(), about["signal"]

@@ -53,6 +53,9 @@ class FitResult(Record):
         In ``fit_many``, what a diverged network's own fit would have raised.
     data_range
         The range of the signal for which the PSNRs are stated: see ``data_range`` of :func:`inrfast.fit`.
+    grid
+        Where no coordinates were given, the points per axis of the :func:`inrfast.grid` that was made of the target's
+        shape; ``inrfast.signals.render.render(net, result.grid)`` is the reconstruction. None: they were given.
     """
 
     left_out = ("best_state",)
@@ -71,6 +74,7 @@ class FitResult(Record):
     stopped: str = "steps"
     error: DivergedError | None = None
     data_range: float = 1.0
+    grid: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:
         parts = [f"psnr={self.psnr:.2f} dB", f"best_psnr={self.best_psnr:.2f} dB at step {self.best_step:,}"]

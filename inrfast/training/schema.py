@@ -21,7 +21,11 @@ from inrfast.norms import NORMS
 from inrfast.ops.gemm import LIBRARIES
 
 FIT_SCHEMA = "inrfast.checkpoint/1"
-NETWORK_SCHEMA = "inrfast.network/1"
+NETWORK_SCHEMA = "inrfast.network/2"
+"""Files whose tensors have the names of the network's ``state_dict``."""
+
+OLD_NETWORK_SCHEMA = "inrfast.network/1"
+"""Files of versions that wrote ``net.`` before each of these names."""
 META_SCHEMA = "inrfast.meta/1"
 
 Schema = Callable[[Any, str], None]
@@ -255,7 +259,10 @@ NETWORK: Schema = fields(
         "bias": flag,
         "seed": whole(0, MOST_SEED),
     },
-    {"modulation": one_or_listed(maybe(lambda value, place: modulation(value, place)))},
+    {
+        "modulation": one_or_listed(maybe(lambda value, place: modulation(value, place))),
+        "bounds": listed(listed(number(), 2), 1),
+    },
 )
 """What :meth:`inrfast.INR.config` describes."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from inrfast.arrays import as_tensor, is_array
 from inrfast.calling import Select
 from inrfast.errors import check_coords, check_tensor
-from inrfast.training.data import aligned, calling_of, check_apart, check_net, count_outputs
+from inrfast.pixels import as_values, is_picture, range_of_pixels
+from inrfast.seeds import seed_of
+from inrfast.training.data import aligned, calling_of, check_apart, check_net, count_outputs, of_dtype
+from inrfast.training.given import NOTHING, Made, grid_in, grid_of, taken
 from inrfast.training.objective import check_modules
 
 
@@ -33,20 +36,40 @@ class Own:
     seed: Any
     data_range: Any
     modules: tuple[nn.Module, ...] = ()
+    made: Made = NOTHING
+    seed_given: bool = True
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Own:
         """Return those of :func:`inrfast.fit`, from its arguments by name."""
-        return cls(**{name: given[name] for name in cls.__dataclass_fields__ if name != "modules"})
+        net, select = given["net"], given["select"]
+        own = {name: given[name] for name in cls.__dataclass_fields__ if name not in ("modules", "made", "seed_given")}
+        own["coords"], own["target"], made = taken(net, own["coords"], own["target"], select)
+        made = replace(made, white=given.get("white", made.white))
+        own["data_range"] = range_of_pixels(own["data_range"], made.white)
+        if own["eval_target"] is not None:
+            points = own["coords"] if own["eval_coords"] is None else own["eval_coords"]
+            own["eval_target"] = taken(net, points, own["eval_target"], select, "eval_target")[1]
+        return cls(**own, made=made, seed_given=own["seed"] is not None)
 
     @classmethod
     def of_many(cls, nets: Sequence[nn.Module], given: Mapping[str, Any]) -> list[Own]:
         """Return those of each network of :func:`inrfast.fit_many`; what is shared is one tensor."""
-        count, device = len(nets), next(nets[0].parameters()).device
-        given = {name: _on(device, name, own) for name, own in given.items()}
+        count, (dtype, device) = len(nets), check_net(nets[0], "nets[0]")
+        whites: dict[str, Any] = {}
+        given = {name: _on(dtype, device, name, own, whites) for name, own in given.items()}
+        made = [Made(None, white) for white in each("targets", whites.get("targets"), count)]
+        if given["targets"] is None:
+            raise TypeError("targets are missing: call fit_many(nets, coords, targets)")
+        if given["coords"] is None:
+            given["coords"], shapes = _grids(nets, given["targets"], given["select"])
+            made = [replace(own, grid=shape) for own, shape in zip(made, shapes, strict=True)]
         points = _own_points("coords", given["coords"], count)
         outputs = _outputs_of(nets[0], points[0], given["select"])
         own = {name: each(name, given[name], count) for name in ("weight", "lr", "target_psnr", "seed", "data_range")}
+        own["seed_given"] = [given["seed"] is not None] * count
+        if given["seed"] is None:
+            own["seed"] = [seed_of("seed", None)] * count
         own |= {"coords": points, "target": _own_values("targets", given["targets"], points, count, outputs)}
         eval_coords, eval_target = given["eval_coords"], given["eval_target"]
         own |= {"eval_coords": [eval_coords] * count, "eval_target": [None] * count}
@@ -54,7 +77,11 @@ class Own:
             evaluated = points if eval_coords is None else _own_points("eval_coords", eval_coords, count)
             own |= {"eval_coords": evaluated}
             own |= {"eval_target": _own_values("eval_target", eval_target, evaluated, count, outputs)}
-        own |= {"modules": _each_modules(given["modules"], nets)}
+        own |= {"modules": _each_modules(given["modules"], nets), "made": made}
+        own["data_range"] = [
+            range_of_pixels(value, one.white, f"data_range[{i}]")
+            for i, (value, one) in enumerate(zip(own["data_range"], made, strict=True))
+        ]
         return [cls(**{name: values[i] for name, values in own.items()}) for i in range(count)]
 
 
@@ -62,9 +89,49 @@ ARRAYS = ("coords", "targets", "weight", "eval_coords", "eval_target")
 """Arguments that are arrays, or sequences of them."""
 
 
-def _on(device: torch.device, argument: str, given: Any) -> Any:
-    """Return an argument that is one array as a tensor, so that what is shared stays one; all else as it is."""
-    return as_tensor(argument, given, device) if argument in ARRAYS and is_array(given) else given
+def _on(dtype: torch.dtype, device: torch.device, argument: str, given: Any, whites: dict[str, Any]) -> Any:
+    """Return an argument that is one array as a tensor of the networks' dtype, so that what is shared stays one.
+
+    Pictures and pixels of whole numbers become values, each in a sequence; their whites are added to ``whites``.
+    """
+    if argument not in ARRAYS:
+        return given
+    values = argument in ("targets", "eval_target")
+    if values and isinstance(given, Sequence):
+        pairs = [
+            as_values(argument, own, dtype, device) if is_picture(own) or is_array(own) else (own, None)
+            for own in given
+        ]
+        whites[argument] = [white for _, white in pairs]
+        return [own for own, _ in pairs]
+    if values and (is_picture(given) or is_array(given)):
+        given, whites[argument] = as_values(argument, given, dtype, device)
+    if not is_array(given):
+        return given
+    tensor = as_tensor(argument, given, device)
+    return of_dtype(argument, tensor, dtype) if tensor.is_floating_point() and argument != "weight" else tensor
+
+
+def _grids(nets: Sequence[nn.Module], targets: Any, select: Select) -> tuple[list[Tensor], list[tuple[int, ...]]]:
+    """Return the coordinates that stand in for those not given, one tensor for networks of one grid, and their shapes.
+
+    A tensor of targets that is no grid of values itself is one of a grid per network.
+    """
+    count = len(nets)
+    if isinstance(targets, Tensor):
+        try:
+            shapes = [grid_in(nets[0], tuple(targets.shape), select, "targets")] * count
+        except ValueError:
+            if targets.ndim < 2 or len(targets) != count:
+                raise
+            shapes = [grid_in(nets[0], tuple(targets.shape[1:]), select, "targets[0]")] * count
+    else:
+        shapes = [
+            grid_in(net, tuple(as_tensor("targets", own).shape), select, f"targets[{i}]")
+            for i, (net, own) in enumerate(zip(nets, each("targets", targets, count), strict=True))
+        ]
+    grids = {shape: aligned(grid_of(nets[0], shape)) for shape in shapes}
+    return [grids[shape] for shape in shapes], shapes
 
 
 def check_nets(nets: Any) -> list[nn.Module]:

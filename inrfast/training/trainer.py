@@ -241,6 +241,7 @@ class Trainer:
             "gradient": member.gradient,
             "reason": member.reason,
             "net": net,
+            **member.made.described(),
         }
         return FitResult(
             steps=member.done,
@@ -257,6 +258,7 @@ class Trainer:
             stopped=member.stopped,
             error=member.error,
             data_range=member.data_range,
+            grid=member.made.grid,
         )
 
     # ---- groups --------------------------------------------------------------------------------------------------

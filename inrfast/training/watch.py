@@ -15,8 +15,19 @@ from torch import Tensor, nn
 from inrfast import notebook
 from inrfast.analysis.diagnosis import RTOLS
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import warn_of_other_box
 from inrfast.calling import Select
-from inrfast.errors import RangeError, check_coords, check_float, check_int, check_seed, check_tensor, warn
+from inrfast.errors import (
+    RangeError,
+    check_coords,
+    check_float,
+    check_int,
+    check_module,
+    check_seed,
+    check_tensor,
+    tells_arguments,
+    warn,
+)
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.modes import own_modes
 from inrfast.records import Record, brief, in_a_line, plain
@@ -212,7 +223,9 @@ class Watch:
 
     def _seen(self, loss: float | None) -> dict[str, Any]:
         # A copy with the parameters of the network itself, for modes and buffers.
-        kernel = self._source.kernel(snapshot(self.net, parameters=False).eval())
+        copied = snapshot(self.net, parameters=False).eval()
+        warn_of_other_box(self.net, self.coords, [copied])
+        kernel = self._source.kernel(copied)
         numbers = numbers_of(kernel, self.rtols)
         traces = {name: own.trace() for name, own in kernel.layers.items()}
         total = math.fsum(traces.values())
@@ -286,6 +299,7 @@ class Watch:
         return draw(self, path)
 
 
+@tells_arguments
 def watch(
     net: nn.Module,
     coords: ArrayLike,
@@ -363,8 +377,7 @@ def watch(
     >>> [record.step for record in watch.history], len(watch.history[0].ranks)
     ([0, 5, 10], 5)
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    check_module("net", net)
     if every is not None and cost is not None:
         raise ValueError(f"give every or cost, not both: got every={every!r} and cost={cost!r}")
     every = None if every is None else check_int("every", every, minimum=1)

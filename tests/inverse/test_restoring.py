@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage import data
 
 import inrfast as inr
@@ -235,7 +236,7 @@ def test_bad_numbers_are_named() -> None:
     with pytest.raises(ValueError, match=r"in \[0, 1\], got values from 0 to 255"):
         inr.upscale(torch.arange(256.0).view(16, 16), 2)
     with pytest.raises(TypeError, match="image"):
-        inr.upscale(np.zeros((4, 4), np.uint8), 2)
+        inr.upscale(np.zeros((4, 4), np.int32), 2)
     for restore in (lambda net: inr.inpaint(image, known, net=net), lambda net: inr.upscale(image, 2, net=net)):
         with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module, got function"):
             restore(lambda x: x)
@@ -260,3 +261,14 @@ def test_networks_of_few_steps_add_little_to_an_enlarged_picture():
         found = inr.upscale(small, 2, steps=steps, progress=False)
         assert found.share == pytest.approx(0.75 * steps / 250)
         assert psnr(found.image, disc) > psnr(found.classical, disc) - 0.05
+
+
+@pytest.mark.filterwarnings("ignore:.*pixels of")
+def test_pictures_and_pixels_are_their_values():
+    pixels = np.arange(96, dtype=np.uint8).reshape(8, 12) * 2
+    usual = inr.upscale(torch.from_numpy(pixels) / 255, 2, steps=2, progress=False).image
+    for given in (pixels, Image.fromarray(pixels)):
+        assert torch.equal(inr.upscale(given, 2, steps=2, progress=False).image, usual)
+    known = torch.rand(8, 12) < 0.6
+    found = [inr.inpaint(given, known, steps=2, progress=False).image for given in (pixels / 255, pixels)]
+    assert torch.allclose(found[0].float(), found[1].float(), atol=1e-5)

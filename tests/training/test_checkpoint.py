@@ -569,7 +569,7 @@ def test_a_damaged_file_is_named_and_left_alone(saved: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="of some other program"):
         fit(small(), COORDS, TARGET, steps=6, checkpoint=foreign, resume=True)
     save_network(small(), foreign)
-    with pytest.raises(ValueError, match=r"of the kind 'inrfast\.network/1'"):
+    with pytest.raises(ValueError, match=r"of the kind 'inrfast\.network/2'"):
         fit(small(), COORDS, TARGET, steps=6, checkpoint=foreign, resume=True)
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import inrfast as inr
 from inrfast.training.checkpoint import load_network, save_network
 from inrfast.training.fit import fit, fit_many
+from inrfast.training.schema import NETWORK_SCHEMA, OLD_NETWORK_SCHEMA
+from inrfast.training.trees import write_tree
 
 COORDS = inr.grid((12, 12))
 TARGET = torch.cat([(3 * COORDS).sin(), (2 * COORDS[:, :1]).cos()], dim=1) / 2
@@ -87,6 +89,37 @@ def test_files_that_hold_no_network_are_named(tmp_path: Path) -> None:
         save_network(small(), tmp_path / "net.pt")
 
 
+def test_a_file_is_a_state_dict_for_programs_without_this_library(tmp_path: Path) -> None:
+    """What a plain module of torch needs, only its names of layers being the same."""
+    net, path = small(activation="relu", seed=3), tmp_path / "net.safetensors"
+    save_network(net, path)
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(2, 16), nn.Linear(16, 16), nn.Linear(16, 3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers[:-1]:
+                x = layer(x).relu()
+            return self.layers[-1](x)  # type: ignore[no-any-return]
+
+    plain = Plain()
+    plain.load_state_dict(safetensors.torch.load_file(path))
+    assert torch.equal(plain(COORDS), net(COORDS))
+
+
+def test_files_of_old_are_read(tmp_path: Path) -> None:
+    """Those before had ``net.`` before each name."""
+    net, path = small(norm="layer", encoding=inr.PositionalEncoding(2)), tmp_path / "net.safetensors"
+    write_tree(
+        path, OLD_NETWORK_SCHEMA, {"net": dict(net.state_dict())}, {"net": net.config(), "signal": {"kind": "image"}}
+    )
+    assert all(name.startswith("net.") for name in safetensors.torch.load_file(path))
+    loaded, signal = load_network(path)
+    assert torch.equal(loaded(COORDS), net(COORDS)) and signal == {"kind": "image"}
+
+
 @given(data=st.data())
 def test_stated_sizes_are_compared_before_anything_is_built(data: st.DataObject, tmp_path_factory: Any) -> None:
     """A small file that states a large network costs what a small file costs."""
@@ -98,7 +131,7 @@ def test_stated_sizes_are_compared_before_anything_is_built(data: st.DataObject,
     sizes = st.sampled_from(["width", "hidden_layers", "in_features", "out_features"])
     stated = data.draw(st.dictionaries(sizes, LARGE) | st.fixed_dictionaries({"encoding": ENCODINGS}))
     about["net"].update(stated)
-    metadata = {"schema": "inrfast.network/1", "tree": json.dumps(tree), "about": json.dumps(about)}
+    metadata = {"schema": NETWORK_SCHEMA, "tree": json.dumps(tree), "about": json.dumps(about)}
     safetensors.torch.save_file(tensors, path, metadata)
     if not stated:
         load_network(path)

@@ -269,6 +269,7 @@ def fitted(
                 list(nets), coords, targets, setup.steps, list(rates), setup.schedule,
                 weight_decay=WEIGHT_DECAY, precision=_precision(work), data_range=1.0,
                 eval_every=max(1, setup.steps // 4), checkpoint=work.checkpoint, resume=True, progress=work.progress,
+                seed=0,
             )
         )  # fmt: skip
 

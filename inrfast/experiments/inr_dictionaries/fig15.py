@@ -123,6 +123,7 @@ def _fits_cell(start: Start, request: Request, found: Mapping[str, Found]) -> Ce
             fit_many(
                 nets, points(side, work.device), values, own.target_steps, lr, "constant", optimizer=optimizer,
                 eval_every=early, data_range=1.0, checkpoint=work.checkpoint, resume=True, progress=work.progress,
+                seed=0,
             )
         )  # fmt: skip
         at = results[0].eval_steps.index(early)

@@ -158,7 +158,7 @@ def _cell(variant: Variant, request: Request) -> Cell:
         target = given.values[0].reshape(-1, 3).to(work.device)
         uninterrupted([
             fit(net, coords, target, sizes.steps, sizes.lr, "constant", data_range=1.0, checkpoint=work.checkpoint,
-                resume=True, progress=work.progress)
+                resume=True, progress=work.progress, seed=0)
         ])  # fmt: skip
         image, picture = given.values[0].double(), values(net, sizes.side)
         frequencies = input_mapping(net).frequencies

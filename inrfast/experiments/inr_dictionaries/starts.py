@@ -264,7 +264,9 @@ def _single_cell(name: str, start: Start, request: Request) -> Cell:
         psnrs = {}
         for steps, net in zip(own.single_steps, nets, strict=True):
             (result,) = uninterrupted(
-                fit_many([net], coords, target, steps, ADAM_LR, "constant", data_range=1.0, progress=work.progress)
+                fit_many(
+                    [net], coords, target, steps, ADAM_LR, "constant", data_range=1.0, progress=work.progress, seed=0
+                )
             )
             psnrs[str(steps)] = result.psnr
             arrays |= {f"{steps}.{key}": values for key, values in _state(net).items()}

@@ -66,7 +66,7 @@ class Tone(Figure):
             nets = [self.network(value, seed, work.device) for seed in runs]
             uninterrupted(
                 fit_many(nets, coords, tone(coords), STEPS, LR, "constant", data_range=2.0,
-                         checkpoint=work.checkpoint, resume=True, progress=work.progress)
+                         checkpoint=work.checkpoint, resume=True, progress=work.progress, seed=0)
             )  # fmt: skip
             spectra = [aliasing(net, FS, FS_TEST, floor=FLOOR) for net in nets]
             fits = [

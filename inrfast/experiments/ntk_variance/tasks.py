@@ -176,6 +176,7 @@ def fits(
             fit_many(
                 list(nets), signal.coords, signal.target, steps, list(rates), "exponential", loss=task.loss,
                 eval_every=steps, data_range=1.0, checkpoint=work.checkpoint, resume=True, progress=work.progress,
+                seed=0,
             )
         )  # fmt: skip
     made = []

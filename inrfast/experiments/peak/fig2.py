@@ -172,7 +172,8 @@ def _cell(method: str, seed: int, shown: bool) -> Cell:
         (net, regularizers), target = made(method, coords, seed), wave(coords).float()
         before = ntk(net, coords, precision="highest").to_dense()
         result = fit(net, coords[fitted], target[fitted], STEPS, LR, "constant", regularizers=regularizers,
-                     data_range=2.0, checkpoint=work.checkpoint, resume=True, progress=work.progress)  # fmt: skip
+                     data_range=2.0, checkpoint=work.checkpoint, resume=True, progress=work.progress,
+                     seed=0)  # fmt: skip
         uninterrupted([result])
         after = ntk(net, coords, precision="highest").to_dense()
         with torch.no_grad():

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
+from inrfast.boxes import warn_of_other_box
+from inrfast.calling import Select
 from inrfast.errors import check_choice, check_int, warn
 from inrfast.metrics import data_range_of
 from inrfast.modes import in_training_modes
-from inrfast.nn import warn_of_other_box
 from inrfast.records import Record
 from inrfast.snapshot import snapshot
 from inrfast.training.data import Data, check_spread
@@ -60,6 +61,7 @@ def adapt(
     eval_signals: ArrayLike | Sequence[ArrayLike] | None = None,
     data_range: float | None = None,
     memory_budget: int | None = None,
+    select: Select = None,
 ) -> AdaptResult:
     """Fit copies of ``net`` to B signals, each by a few steps, all at once; ``net`` itself stays as it is.
 
@@ -84,7 +86,7 @@ def adapt(
     data_range
         For which PSNRs are stated; None takes that of all the signals together: 1 where they lie in [-1, 1] and span at
         least 0.5, else the largest minus the smallest value.
-    memory_budget
+    memory_budget, select
         See :func:`inrfast.fit`.
 
     Warns
@@ -108,11 +110,13 @@ def adapt(
     """
     steps = check_int("steps", steps, minimum=0)
     check_choice("optimizer", optimizer, OPTIMIZERS)
-    data = check_signals(net, coords, signals, spread=False)
+    data = check_signals(net, coords, signals, spread=False, select=select)
     measured: Data | None = None
     if eval_signals is not None:
         points = coords if eval_coords is None else eval_coords
-        measured = check_signals(net, points, eval_signals, ("eval_coords", "eval_signals"), spread=False)
+        measured = check_signals(
+            net, points, eval_signals, ("eval_coords", "eval_signals"), spread=False, select=select
+        )
         if len(measured.target) != len(data.target):
             raise ValueError(f"eval_signals must hold {len(data.target)} signals, got {len(measured.target)}")
     elif eval_coords is not None:
@@ -134,8 +138,10 @@ def adapt(
         eval_coords=None if measured is None else _points(measured),
         eval_target=None if measured is None else list(measured.target),
         data_range=data_range,
+        seed=0,  # nothing is drawn: all points in every step
         progress=False,
         memory_budget=memory_budget,
+        select=select,
     )
     failed = [result for result in results if result.error is not None]
     if steps == 0:  # a step was taken for the PSNRs before it

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inrfast.errors import NotAvailableError, warn
 from inrfast.files import shown
-from inrfast.nn import described_network
+from inrfast.nn import INR, described_network, has_drawn_seed
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later
 from inrfast.training import callables
@@ -35,10 +35,20 @@ class MetaCheckpoint:
         The settings that must be those of the file.
     layout
         What decides about the last digits.
+    drawn
+        Whether the seed in ``config`` is a drawn one, which that of the file then replaces there.
     """
 
-    def __init__(self, path: Path, net: nn.Module, data: Data, config: dict[str, Any], layout: dict[str, Any]) -> None:
-        self.path, self.net = path, net
+    def __init__(
+        self,
+        path: Path,
+        net: nn.Module,
+        data: Data,
+        config: dict[str, Any],
+        layout: dict[str, Any],
+        drawn: bool = False,
+    ) -> None:
+        self.path, self.net, self.drawn = path, net, drawn
         dtype, device = data.target.dtype, data.target.device
         self.about: dict[str, Any] = {
             "config": config,
@@ -81,6 +91,10 @@ class MetaCheckpoint:
             META_ABOUT(about, "about")
             for name in ("before", "after"):
                 check(f"tree.{name}", len(tree[name]) == tree["done"], f"of {tree['done']} steps", tree[name])
+        if self.drawn:
+            self.about["config"]["seed"] = about["config"]["seed"]
+        if has_drawn_seed(self.net) and isinstance(about["net"], dict) and isinstance(self.about["net"], dict):
+            self.about["net"]["seed"] = about["net"].get("seed")
         same = ("config", "net", "trainable", "data")
         wrong = differences({key: self.about[key] for key in same}, {key: about[key] for key in same})
         wrong += callables.different(self.about["identity"], about["identity"])
@@ -91,6 +105,8 @@ class MetaCheckpoint:
         with fault_told(f"checkpoint: {shown(self.path)} does not fit this network"):
             check_like(tree["net"], dict(self.net.state_dict()), "tree.net")
             optimizer.check(tree["optimizer"], "tree.optimizer")
+        if isinstance(self.net, INR) and isinstance(about["net"], dict):
+            self.net.seed = about["net"]["seed"]
         unknown = callables.uncompared(self.about["identity"], about["identity"])
         if unknown:
             warn(f"{shown(self.path)} is gone on from; not compared with what it began with: {'; '.join(unknown[:5])}")

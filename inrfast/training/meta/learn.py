@@ -11,14 +11,16 @@ from typing import Any
 from torch import nn
 
 from inrfast.arrays import ArrayLike
-from inrfast.errors import check_choice, check_float, check_int, check_seed
+from inrfast.boxes import warn_of_other_box
+from inrfast.calling import Called, Calling, Select
+from inrfast.errors import check_choice, check_float, check_int
 from inrfast.files import sole_writer
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_training_modes, modes_kept
-from inrfast.nn import warn_of_other_box
 from inrfast.ops import gemm
 from inrfast.records import Record
-from inrfast.training.data import Data
+from inrfast.seeds import seed_of
+from inrfast.training.data import Data, check_net
 from inrfast.training.meta.checkpoint import MetaCheckpoint
 from inrfast.training.meta.first_order import FirstOrder
 from inrfast.training.meta.inner import Inner, Learner
@@ -74,9 +76,10 @@ def meta_learn(
     checkpoint: Any = None,
     checkpoint_seconds: float = 60,
     resume: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool | None = None,
     memory_budget: int | None = None,
+    select: Select = None,
 ) -> MetaResult:
     """Change the weights of ``net`` in place to a start from which a signal of the set is fitted in a few steps.
 
@@ -94,7 +97,7 @@ def meta_learn(
         Points (N, d) of all signals, or (B, N, d) of each.
     signals
         Values (B, N, M) or (B, *grid, M), where M = 1 also without the last axis; or a sequence of B tensors of one
-        shape.
+        shape. Pixels of whole numbers and pictures are taken as by :func:`inrfast.fit`.
     method
         ``"maml"``: the gradient of the loss after the inner steps, exactly, through these steps (Finn, Abbeel, Levine,
         ICML 2017). ``"fomaml"``: the gradient at the adapted weights instead. ``"reptile"``: the way there, over the
@@ -115,12 +118,15 @@ def meta_learn(
         uninterrupted call, bit by bit. Network, signals and settings must be those of the checkpoint; ``steps`` may be
         another number.
     seed
-        Of the batches, below 2^63.
+        Of the batches, below 2^63. None draws one from torch's global generator, or takes that of the checkpoint.
     progress
         Whether to show a progress bar, with the time left; None shows it on a terminal and in a notebook.
     memory_budget
         Bytes for the buffers and graphs of a step; None takes half of what is free. What does not fit at once is taken
         over chunks of points, exactly, where the network treats its points one by one.
+    select
+        A key, an index, an attribute's name or a function that takes the output tensor from what the network returns,
+        as in :func:`inrfast.fit`; None: it is the output.
 
     Returns
     -------
@@ -158,6 +164,9 @@ def meta_learn(
     True
     """
     start = time.perf_counter()
+    check_net(net)
+    if select is not None:
+        net = Called(net, Calling(select))
     data = check_signals(net, coords, signals)
     check_plain(net, data.coords[0])
     warn_of_other_box(net, data.coords.flatten(0, 1))
@@ -171,10 +180,11 @@ def meta_learn(
     batch = check_int("batch", batch, minimum=1)
     if batch > len(data.target):
         raise ValueError(f"batch must be at most the number of signals {len(data.target)}, got {batch}")
-    seed = check_seed("seed", seed, bits=63)
+    drawn = seed is None
+    seed = seed_of("seed", seed, bits=63)
     path, progress = check_checkpoint(checkpoint, checkpoint_seconds, resume), check_progress(progress)
     budget = budget_bytes(memory_budget, data.target.device)
-    config = {
+    config: dict[str, Any] = {
         "method": method,
         "inner_steps": inner.steps,
         "inner_lr": inner.lr,
@@ -191,10 +201,11 @@ def meta_learn(
         file = None
         if path is not None:
             stack.enter_context(sole_writer(path, "meta-learning"))
-            file = MetaCheckpoint(path, net, data, config, learner.layout)
+            file = MetaCheckpoint(path, net, data, config, learner.layout, drawn)
             state = file.read(outer.optimizer, resume, steps)
             if state is not None:
                 outer.load(state)
+                outer.batches.seeds = [config["seed"]]
                 stack.enter_context(gemm.forced(data.target.dtype, state["libraries"]))
         outer.learn(steps, progress, file, checkpoint_seconds)
     return MetaResult(

@@ -8,18 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrfast.calling import Select
 from inrfast.errors import check_coords, check_tensor
 from inrfast.mlp import describe
 from inrfast.nn import declared_sizes
+from inrfast.pixels import as_values
 from inrfast.snapshot import snapshot
-from inrfast.training.data import MOST_SPREAD, Data, aligned, check_data, check_net
+from inrfast.training.data import MOST_SPREAD, Data, aligned, check_data, check_net, of_dtype
 
 PROBE_ROWS = 16
 """Points on which a network is tried."""
 
 
 def check_signals(
-    net: nn.Module, coords: Any, signals: Any, names: tuple[str, str] = ("coords", "signals"), spread: bool = True
+    net: nn.Module,
+    coords: Any,
+    signals: Any,
+    names: tuple[str, str] = ("coords", "signals"),
+    spread: bool = True,
+    select: Select = None,
 ) -> Data:
     """Return points (1 or B, N, d) and values (B, N, M) of B signals, of the network's dtype and device.
 
@@ -29,11 +36,13 @@ def check_signals(
         Points (N, d) of all signals, or (B, N, d) of each.
     signals
         Values (B, N, M) or (B, *grid, M), where M = 1 also without the last axis; or a sequence of B tensors of one
-        shape.
+        shape. Pixels of whole numbers and pictures are taken as by :func:`inrfast.fit`.
     names
         What the arguments are called in messages.
     spread
         Whether values that span more than 100 are refused.
+    select
+        As in :func:`inrfast.fit`.
 
     Raises
     ------
@@ -41,19 +50,20 @@ def check_signals(
         Bad shapes, dtypes, devices, or a spread that is hardly meant; NaN or Inf.
     """
     dtype, device = check_net(net)
-    values = _one_tensor(names[1], signals, device)
+    values = _one_tensor(names[1], signals, dtype, device)
     if values.ndim < 2:
         raise ValueError(
             f"{names[1]} must have shape (B, N, M) or (B, *grid, M) for B signals, got {tuple(values.shape)}; one "
             "signal alone takes a first axis (signal.unsqueeze(0))"
         )
-    coords = check_tensor(names[0], coords, finite=False, device=device)
+    values = of_dtype(names[1], values, dtype)
+    coords = of_dtype(names[0], check_tensor(names[0], coords, finite=False, device=device), dtype)
     shared = coords.ndim != 3
     points = check_coords(names[0], coords if shared else coords[0], declared_sizes(net)[0], device)
     if not shared:
-        _check_own(names, coords, values, dtype, device)
+        _check_own(names, coords, values, device)
     # The first stands for all, which are of one shape.
-    first = check_data(net, points, values[0], names=(names[0], f"{names[1]}[0]", "weight"))
+    first = check_data(net, points, values[0], names=(names[0], f"{names[1]}[0]", "weight"), select=select)
     check_tensor(names[1], values)
     if spread:
         low, high = (float(value) for value in torch.aminmax(values))
@@ -95,21 +105,21 @@ def check_plain(net: nn.Module, coords: Tensor, argument: str = "net") -> None:
         raise ValueError(f"{argument} {fault}, as batch norm and dropout do; meta-learning takes networks without them")
 
 
-def _one_tensor(argument: str, signals: Any, device: torch.device) -> Tensor:
+def _one_tensor(argument: str, signals: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return signals as one tensor, from a tensor or from a sequence of them."""
     if isinstance(signals, Sequence) and not isinstance(signals, str):
-        some = [check_tensor(f"{argument}[{i}]", own, finite=False, device=device) for i, own in enumerate(signals)]
+        # Pixels of all signals are told once.
+        made = [as_values(f"{argument}[{i}]", own, dtype, device, told=i == 0)[0] for i, own in enumerate(signals)]
+        some = [check_tensor(f"{argument}[{i}]", own, finite=False) for i, own in enumerate(made)]
         kinds = {(tuple(own.shape), own.dtype, own.device) for own in some}
         if len(kinds) != 1:
             got = ", ".join(sorted(str(tuple(own.shape)) for own in some)[:4]) or "none"
             raise ValueError(f"{argument} must be at least one tensor, all of one shape, dtype and device, got {got}")
         return torch.stack([own.detach() for own in some])
-    return check_tensor(argument, signals, finite=False, device=device).detach()
+    return check_tensor(argument, as_values(argument, signals, dtype, device)[0], finite=False).detach()
 
 
-def _check_own(
-    names: tuple[str, str], coords: Tensor, values: Tensor, dtype: torch.dtype, device: torch.device
-) -> None:
+def _check_own(names: tuple[str, str], coords: Tensor, values: Tensor, device: torch.device) -> None:
     """Check points (B, N, d) of each signal."""
     if len(coords) != len(values):
         raise ValueError(
@@ -117,7 +127,5 @@ def _check_own(
             f"{tuple(coords.shape)}"
         )
     check_tensor(names[0], coords)
-    if coords.dtype != dtype:
-        raise TypeError(f"{names[0]} must have the network's dtype {dtype}, got {coords.dtype}")
     if coords.device != device:
         raise ValueError(f"{names[0]} is on {coords.device} but the network is on {device}; move one of them")

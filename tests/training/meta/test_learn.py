@@ -214,12 +214,48 @@ def test_bad_arguments_are_named() -> None:
         arguments = {"net": net, "coords": COORDS, "signals": y, "steps": 1, "progress": False, **other}
         with pytest.raises(ValueError, match=words):
             inr.meta_learn(**arguments)
-    with pytest.raises(TypeError, match="dtype"):
-        inr.meta_learn(net, COORDS, y.double(), steps=1)
-    with pytest.raises(TypeError, match=r"^signals must .*got torch.uint8; .* \.float\(\) / 255"):
-        inr.meta_learn(net, COORDS, (255 * y.abs()).byte(), steps=1)
     with pytest.raises(TypeError, match=r"^signals\[0\] must .*got torch.int64; \.float\(\)"):
         inr.meta_learn(net, COORDS, list(y.long()), steps=1)
+
+
+class InADict(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, coords):
+        return {"values": self.net(coords), "more": coords}
+
+
+@pytest.mark.parametrize("method", ["maml", "fomaml", "reptile"])
+def test_the_output_is_taken_from_what_a_network_returns(method, tmp_path):
+    y, found = waves(4).unsqueeze(2), {}
+    for number, select in enumerate((None, "values", lambda returned: returned["values"])):
+        net = network() if select is None else InADict(network())
+        given = {
+            "method": method,
+            "batch": 2,
+            "progress": False,
+            "select": select,
+            "checkpoint": tmp_path / f"{number}",
+        }
+        inr.meta_learn(net, COORDS, y, steps=1, seed=0, **given)
+        result = inr.meta_learn(net, COORDS, y, steps=2, seed=0, resume=True, **given)
+        found[number] = [*result.losses, *inr.adapt(net, COORDS, y, steps=2, select=select).psnrs.flatten().tolist()]
+    first, *others = found.values()
+    assert all(torch.allclose(torch.tensor(first), torch.tensor(other), rtol=1e-4) for other in others)
+    with pytest.raises(TypeError, match="pass select="):
+        inr.meta_learn(InADict(network()), COORDS, y, steps=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*pixels of")
+def test_signals_of_other_numbers_are_taken_as_a_fit_takes_them():
+    y = waves(4).abs().unsqueeze(2)
+    usual = inr.meta_learn(network(), COORDS, (255 * y).byte() / 255, steps=2, progress=False).losses
+    for signals in ((255 * y).byte(), list((255 * y).byte().numpy())):
+        assert inr.meta_learn(network(), COORDS, signals, steps=2, progress=False).losses == usual
+    found = inr.meta_learn(network(), COORDS.double(), ((255 * y).byte() / 255).double(), steps=2, progress=False)
+    assert found.losses == usual
 
 
 @pytest.mark.filterwarnings("error")
