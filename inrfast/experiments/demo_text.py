@@ -155,8 +155,8 @@ def worth(starts: Sequence[Entry]) -> str:
         verdict = "Here it pays."
     else:
         verdict = (
-            "It pays where the network has to be one of ReLU layers on raw coordinates; elsewhere the best start here is "
-            f"{best['name']}."
+            "It pays where the network has to be one of ReLU layers on raw coordinates; elsewhere the best start "
+            f"here is {best['name']}."
         )
     return f"{first}; {second}. {verdict}"
 
