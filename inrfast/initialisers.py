@@ -204,6 +204,16 @@ def within_bounds(rule: Any, bounds: Any) -> Any:
     return {"name": name, "bounds": [list(pair) for pair in bounds], **options}
 
 
+def first_and_hidden(rule: Any) -> tuple[Any, Any]:
+    """Return the rules of the first layer and of the others by that of a network (``INR.init``)."""
+    if not isinstance(rule, Mapping) or "name" in rule:
+        return rule, "default" if split_rule("init", rule)[0] == "rank_expanding" else rule
+    unknown = set(rule) - {"first", "hidden"}
+    if unknown:
+        raise ValueError(f"init takes the keys 'first' and 'hidden' (or 'name'), got {sorted(map(str, unknown))}")
+    return rule.get("first", "default"), rule.get("hidden", "default")
+
+
 def split_rule(argument: str, rule: Any) -> tuple[str, dict[str, Any]]:
     """Split a rule, a name or ``{"name": ..., **options}``, into its name and options."""
     name, options = name_and_numbers(argument, rule)
@@ -222,14 +232,7 @@ def initialise_(
     Every layer consumes the same number of random values whatever its rule: two networks of one seed that differ only
     in the first layer's rule share their other layers.
     """
-    if isinstance(rule, Mapping) and "name" not in rule:
-        unknown = set(rule) - {"first", "hidden"}
-        if unknown:
-            raise ValueError(f"init takes the keys 'first' and 'hidden' (or 'name'), got {sorted(map(str, unknown))}")
-        first, hidden = rule.get("first", "default"), rule.get("hidden", "default")
-    else:
-        first = rule
-        hidden = "default" if split_rule("init", rule)[0] == "rank_expanding" else rule
+    first, hidden = first_and_hidden(rule)
     for index, linear in enumerate(layers):
         name, options = split_rule("init", first if index == 0 else hidden)
         seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))

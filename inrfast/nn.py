@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from inrfast.activations import BoundActivation, bind, shown
 from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding, built, encoding_of, from_config
-from inrfast.errors import check_choice, check_entries, check_int
+from inrfast.errors import check_choice, check_entries, check_int, warn
 from inrfast.grids import check_bounds
-from inrfast.initialisers import initialise_, within_bounds
+from inrfast.initialisers import first_and_hidden, initialise_, split_rule, within_bounds
 from inrfast.memory import counted, require_free, tells_refusals
 from inrfast.mlp import MLP, HiddenLayer, linear_layer, undrawn
 from inrfast.modulations import filter_numbers, filter_of, made_modulations, modulation_config
@@ -317,9 +317,28 @@ class INR(nn.Module):
         self.bounds = None if bounds is None else tuple(check_bounds(bounds, self.in_features))
         self.init = within_bounds(init, self.bounds)
         initialise_(list(self.layers), self.init, self.omegas, self.encoding is not None, generator)  # type: ignore[arg-type]
+        self._warn_of_mismatch()
         # Drawn last: the other weights of a seed are those without filters.
         self.modulation_configs: tuple[dict[str, Any] | None, ...] = tuple(filters) if any(filters) else ()
         self.modulations = made_modulations(filters, self.in_features, self.width, generator, where, dtype)
+
+    def _warn_of_mismatch(self) -> None:
+        """Warn, once, where a layer starts as it should for another activation."""
+        first, hidden = (split_rule("init", rule)[0] for rule in first_and_hidden(self.init))
+        names = [first, *[hidden] * (self.hidden_layers - 1)]
+        for index, (name, own) in enumerate(zip(names, self.bound_activations, strict=True)):
+            if name == "siren" and index > 0 and "omega" not in own.named and own.name != "identity":
+                warn(
+                    f"init 'siren' divides a hidden layer's weights by omega, for sines, and {own.name!r} is none: its "
+                    "outputs become tiny. Take activation='sine', or another init, such as 'kaiming'"
+                )
+                return
+            if name == "rank_expanding" and "omega" in own.named:
+                warn(
+                    f"init 'rank_expanding' places the hinges of ReLU units, and {own.name!r} has none: take "
+                    "activation='relu', or another init, such as 'siren'"
+                )
+                return
 
     def _require_free(
         self, encoding: Encoding | None, dtype: torch.dtype, device: torch.device, filters: int = 0

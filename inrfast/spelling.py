@@ -134,7 +134,7 @@ def _given(
             check_choice(f"a number of {name}", key, usual)
             if key in found:
                 raise ValueError(f"{key} is given twice")
-            found[key] = _like(usual[key], value)
+            found[key] = _like(f"{key} of {name}", usual[key], value)
     except ValueError as error:
         raise unread(text, error) from None
     return name, found
@@ -187,10 +187,10 @@ def spellings(kinds: Mapping[str, Item], numbers: Callable[[Item], Mapping[str, 
     return ", ".join(":".join([name, *(f"{n:g}" for n in numbers(kind).values())]) for name, kind in kinds.items())
 
 
-def _like(default: int | float, text: str) -> int | float:
+def _like(called: str, default: int | float, text: str) -> int | float:
     """Return the number of a text: a whole one if the default is whole."""
     try:
         return type(default)(text)
     except ValueError:
         what = "a whole number" if isinstance(default, int) else "a number"
-        raise ValueError(f"takes {what} in place of {text!r}") from None
+        raise ValueError(f"{called} takes {what} in place of {text!r}") from None

@@ -179,6 +179,16 @@ OPTIONS = {
         "--method": ["inertia", "dense", "lanczos", "quadrature", *NAMES],
         "--out": "out",
     },
+    "variance": {
+        **COMMON,
+        **NETWORK,
+        "--grid": SIZES,
+        "--outputs": NUMBERS,
+        "--precision": ["high", "highest", "medium", *NAMES],
+        "--method": ["exact", "estimate", *NAMES],
+        "--rtol": NUMBERS,
+        "--memory-budget": [*NUMBERS, "64M", "1K"],
+    },
     "choose": {
         "--as": [*KINDS, *NAMES],
         "--frames": RANGES,
@@ -213,6 +223,7 @@ OPTIONS = {
         "--network": NAMES,
         "--as": [*KINDS, *NAMES],
         "--frames": RANGES,
+        "--like": ["inlet-rank-collapse", *NAMES],
         "--size": SIZES,
         "--grey": None,
         "--page": NUMBERS,
@@ -221,7 +232,7 @@ OPTIONS = {
         "--eikonal": NUMBERS,
         "--lr": NUMBERS,
         "--schedule": ["constant", "cosine", *NAMES],
-        "--batch-size": NUMBERS,
+        "--batch-size": ["all", *NUMBERS],
         "--optimizer": ["sgd", "adamw", *NAMES],
         "--loss": ["l1", "huber:0.1", "huber:0", "huber:x", "bce", *NAMES],
         "--weight-decay": NUMBERS,
@@ -264,6 +275,7 @@ OPTIONS = {
 SMALL = {
     "diagnose": ["--grid", "4x4", "--width", "8", "--hidden-layers", "2"],
     "ntk": ["--grid", "4x4", "--width", "8", "--hidden-layers", "2"],
+    "variance": ["--grid", "4x4", "--width", "8", "--hidden-layers", "2"],
     "choose": ["--width", "8", "--hidden-layers", "2", "--points", "80", "--candidate", "relu"],
     "fit": ["--width", "8", "--hidden-layers", "2"],
 }

@@ -67,7 +67,9 @@ def test_the_installed_command_is_this_one():
         (["ntk", "--norm", "bach"], ["norm", "Did you mean 'batch'?"]),
         (["ntk", "--first-norm", "Batch"], ["--first-norm", "Did you mean 'batch'?"]),
         (["ntk", "--norm", "topk:9", "--width", "8"], ["k of the norm", "from 1 to the width, 8", "got 9"]),
-        (["ntk", "--norm", "topk:2.5"], ["--norm", "a whole number", "2.5"]),
+        (["ntk", "--norm", "topk:2.5"], ["--norm", "k of topk takes a whole number", "2.5"]),
+        (["ntk", "--norm", "tpok:2"], ["--norm", "Did you mean 'topk'?"]),
+        (["ntk", "--modulation", "gabr:8"], ["--modulation", "Did you mean 'gabor'?"]),
         (["ntk", "--norm", "topk_sphere:j=2"], ["--norm", "a number of topk_sphere", "'k'"]),
         (["ntk", "--norm", "sphere:2"], ["--norm", "sphere takes 0 number(s)"]),
         (["ntk", "--norm", "batch", "--norm-position", "past"], ["--norm-position", "Did you mean 'post'?"]),
@@ -246,6 +248,17 @@ def test_ntk_refuses_a_file_larger_than_the_disk(tmp_path, monkeypatch, refused)
     assert files(tmp_path) == []
 
 
+def test_variance_prints_what_the_library_computes(capsys):
+    argv = ["variance", "--grid", "5x4", *SMALL, "--norm", "topk:3", "--quiet", "--json"]
+    assert main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    own = inr.variance(inr.INR(2, 1, width=8, hidden_layers=2, norm=TOPK).eval(), inr.grid((5, 4)))
+    assert (found["mean"], found["variance"]) == pytest.approx((own.mean, own.variance))
+    assert list(found["layers"]) == list(own.layers)
+    assert main(argv[:-1]) == 0
+    assert capsys.readouterr().out.startswith("NTK variance at 20 points")
+
+
 # ---- fit ---------------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +350,8 @@ def test_a_mesh_is_fitted_and_rendered_again(ball, tmp_path, capsys, loss):
         str(ball),
         "--width",
         "16",
+        "--activation",
+        "relu",
         "--steps",
         "150",
         "--lr",
@@ -502,7 +517,7 @@ def test_fit_refuses_bad_settings(photo, cube, ball, tmp_path, refused):
     out = ["--out", tmp_path / "result.png", "--quiet"]
     refused([*fit_photo(photo, *out), "--steps", "0"], "steps", "at least 1")
     refused([*fit_photo(photo, *out), "--lr", "-1"], "lr", "above 0")
-    refused([*fit_photo(photo, *out), "--batch-size", "1000"], "batch_size", "48")
+    refused([*fit_photo(photo, *out), "--batch-size", "0"], "batch-size", "at least 1")
     refused([*fit_photo(photo, *out), "--schedule", "exponental"], "Did you mean 'exponential'?")
     refused([*fit_photo(photo, *out), "--optimizer", "adamm"], "Did you mean 'adam")
     refused([*fit_photo(photo, *out), "--size", "0"], "size", "at least 1")

@@ -284,3 +284,36 @@ def test_a_fused_layer_takes_the_initialisers_of_linear_layers():
 def test_bad_options_of_a_fused_layer_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         inr.nn.FusedLinear(**{"in_features": 2, "out_features": 3, **options})
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ({"init": "siren"}, ["'siren'", "'relu'", "activation='sine'"]),
+        ({"activation": "tanh", "init": {"name": "siren", "omega": 9.0}}, ["'siren'", "'tanh'"]),
+        ({"activation": {"first": "sine", "hidden": "gelu"}, "init": "siren"}, ["'siren'", "'gelu'"]),
+        ({"activation": "sine", "init": "rank_expanding"}, ["'rank_expanding'", "'sine'", "activation='relu'"]),
+        ({"activation": "finer", "init": {"first": "rank_expanding", "hidden": "siren"}}, ["'finer'"]),
+    ],
+)
+def test_a_start_meant_for_another_activation_is_warned_of_once(network, words):
+    with pytest.warns(RuntimeWarning) as told:
+        inr.INR(2, 1, width=4, hidden_layers=4, **network)
+    assert len(told) == 1 and told[0].filename == __file__
+    assert all(word in str(told[0].message) for word in words)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"init": "siren", "hidden_layers": 1},  # a first layer's bounds do not hang on omega
+        {"activation": {"first": "sine", "hidden": "relu"}, "init": {"first": "siren", "hidden": "default"}},
+        {"activation": ["sine", "identity", "identity"], "init": "siren", "modulation": [None, "fourier", "fourier"]},
+        {"activation": {"first": "relu", "hidden": "sine"}, "init": {"first": "rank_expanding", "hidden": "siren"}},
+        *({"activation": name, "init": "siren"} for name in ("sine", "finer", "gaussian", "wire")),
+        *({"activation": name, "init": "rank_expanding"} for name in ("relu", "gelu", "softplus", "tanh")),
+    ],
+)
+def test_other_starts_are_not_warned_of(network, recwarn):
+    inr.INR(2, 1, **{"width": 4, "hidden_layers": 3, **network})
+    assert not recwarn

@@ -1,4 +1,4 @@
-"""The command line: ``inrfast demo | reproduce | diagnose | ntk | choose | fit | render | inpaint | upscale | info``.
+"""The command line: ``inrfast demo | reproduce | diagnose | ntk | variance | choose | fit | render | ...``.
 
 Results go to stdout (text, or with ``--json`` JSON alone), progress and errors to stderr. Slow imports happen
 inside :func:`main`, once a subcommand is known: help, version and mistakes do without them.
@@ -14,10 +14,11 @@ from inrfast.cli.shell import EXIT_CODES, Interrupts, orderly
 __all__ = ["COMMANDS", "EXIT_CODES", "main"]
 
 COMMANDS: Mapping[str, str] = {
-    "demo": "diagnose six starts of one network, fit some of them to a photograph, write numbers, text and figures",
+    "demo": "fit six starts of one network to a photograph, diagnose them, write numbers, text and figures",
     "reproduce": "make the figures and tables of a paper, with the paper's numbers beside those measured here",
     "diagnose": "measure the numerical ranks of a network's layers and of its tangent kernel at several tolerances",
     "ntk": "print the cost, trace, Frobenius norm and ranks of a tangent kernel, or write the kernel itself",
+    "variance": "measure mean and variance of the eigenvalues of a tangent kernel, by layer",
     "choose": "choose omega, sigma, encoding, activation, initialisation and learning rate for a signal before any "
     "training",
     "fit": "fit a network to an image, sound, volume, mesh, cloud or video; write result, reports and model",

@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "signal",
         type=path,
-        help=f"the file: {', '.join(SIGNALS)}; as inrfast fit takes it, but no image enlarged unless --size says so",
+        help=f"the file: {', '.join(SIGNALS)}; as inrfast fit takes it",
     )
     add_kind_option(parser)
     add_signal_options(parser.add_argument_group("signal"), "options")
@@ -86,12 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_files(arguments, name, options)
     given = arguments.candidate and [candidate(text, SIGNALS[name].axes, arguments) for text in arguments.candidate]
     signal = load_given(arguments, name, options)
-    own_size = signal.stored if signal.enlarged else None
-    words = given_words(arguments, name, "options")
-    if own_size is not None and arguments.size is None:
-        signal = load_given(arguments, name, {**options, "size": own_size})
-        words += ["--size", spelled(own_size)]
-    elif own_size is not None:
+    if signal.enlarged:
         warn(enlarged_told(arguments.signal, signal))
     with bar(arguments, "the choice"):
         choice = choose(
@@ -106,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
             memory_budget=arguments.memory_budget,
             progress=progress(arguments),
         )
-    command = fit_command(arguments, choice, words)
+    command = fit_command(arguments, choice, given_words(arguments, name, "options"))
     found = {
         "schema": "inrfast.choose/1",
         "signal": str(arguments.signal),
@@ -116,8 +111,6 @@ def run(arguments: argparse.Namespace) -> int:
         "out": None if arguments.out is None else str(arguments.out),
     }
     text = str(choice) if command is None else f"{choice}\n\nor: {command}"
-    if own_size is not None and arguments.size is None:
-        text = f"{arguments.signal} is taken at its own size, {spelled(own_size)} pixels.\n\n{text}"
     if arguments.out is not None:
         _write(arguments.out, choice, found)
         text += f"\n\nwrote {arguments.out} and {arguments.out.with_suffix('.json')}"

@@ -1,4 +1,4 @@
-"""``inrfast demo``: six starts of one network, from diagnosis to fit."""
+"""``inrfast demo``: six starts of one network, fitted and diagnosed."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inrfast.choosing.choice import arguments_of, name_of
+from inrfast.cli.choose import spelled
 from inrfast.cli.commands import add_command
-from inrfast.cli.options import common_options, memory_option, network, network_options, seed_option
+from inrfast.cli.options import common_options, made, memory_option, network_options, seed_option
 from inrfast.cli.output import (
     bar,
     check_apart,
@@ -26,7 +27,8 @@ from inrfast.cli.output import (
     print_result,
     progress,
 )
-from inrfast.cli.shell import INTERRUPTED, at_work, complain
+from inrfast.cli.settings import ALL, NEUTRAL, described, describes, settled
+from inrfast.cli.shell import INTERRUPTED, at_work, complain, say
 from inrfast.cli.signal_options import (
     add_kind_option,
     add_signal_options,
@@ -35,10 +37,11 @@ from inrfast.cli.signal_options import (
     kind_given,
     load_given,
 )
+from inrfast.errors import warn
 from inrfast.files import shown
 from inrfast.losses import LOSSES, loss_of
 from inrfast.nn import INR
-from inrfast.signals.kinds import SIGNALS, Signal, listed, write_signal
+from inrfast.signals.kinds import BATCH, SIGNALS, STEPS, Recipe, Signal, listed, write_signal
 from inrfast.spelling import choice, number, path, spec, spellings, whole
 from inrfast.training.optimizers import OPTIMIZERS
 from inrfast.training.schedules import SCHEDULES
@@ -50,10 +53,6 @@ PROBABILITIES = (0.0, 1.0)
 """Targets of losses of probabilities, which occupancies are."""
 
 
-LR = 1e-3
-"""The learning rate of networks that nobody chose one for."""
-
-
 def add(commands: Any) -> None:
     """Describe the subcommand."""
     parser = add_command(
@@ -63,15 +62,16 @@ def add(commands: Any) -> None:
         [common_options(), seed_option(), network_options(automatic=True)],
         "  inrfast fit photo.jpg\n"
         "  inrfast fit photo.jpg --network auto --width 128\n"
+        "  inrfast fit photo.jpg --like inlet-rank-collapse --size 256\n"
         "  inrfast fit photo.jpg --activation sine --init siren --lr 5e-4 --steps 1000\n"
         "  inrfast fit photo.jpg --first-activation sine --init siren --hidden-init default\n"
         "  inrfast fit photo.jpg --size 128 --grey --init rank_expanding --batch-size 4096 --out out/photo.png\n"
         "  inrfast fit photo.jpg --weight known.png --target-psnr 35\n"
-        "  inrfast fit speech.wav --activation sine --init siren --omega 300 --batch-size 16384\n"
+        "  inrfast fit speech.wav --steps 5000\n"
         "  inrfast fit bunny.ply --as sdf --out bunny-sdf.obj\n"
         "  inrfast fit scan.xyz --steps 4000\n"
         "  inrfast fit clip.gif --out out/clip.gif\n"
-        "  inrfast fit bunny.obj --batch-size 20000 --checkpoint bunny.checkpoint --resume\n",
+        "  inrfast fit bunny.obj --batch-size all --checkpoint bunny.checkpoint --resume\n",
     )
     kinds = "".join(f"  {name:8} {kind.summary}\n" for name, kind in SIGNALS.items())
     parser.epilog = f"signals, by the ending of the file:\n{kinds}\n{parser.epilog}"
@@ -84,15 +84,22 @@ def add(commands: Any) -> None:
 
 def _training_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--steps", type=whole(), default=2000, help="updates (default: %(default)s)")
-    group.add_argument("--lr", type=number, help=f"learning rate (default: {LR:g}; that of --network auto)")
+    group.add_argument(
+        "--steps", type=whole(), help=f"updates (default: {STEPS}; those of the default network, by the signal's size)"
+    )
+    group.add_argument(
+        "--lr",
+        type=number,
+        help=f"learning rate (default: {NEUTRAL['lr']:g}; that of --network auto; that of the default network)",
+    )
     group.add_argument(
         "--schedule",
         type=choice("schedule", SCHEDULES),
-        default="exponential",
-        help=f"of the learning rate: {', '.join(SCHEDULES)} (%(default)s)",
+        help=f"of the learning rate: {', '.join(SCHEDULES)} ({NEUTRAL['schedule']})",
     )
-    group.add_argument("--batch-size", type=whole(), help="points per update (default: all)")
+    group.add_argument(
+        "--batch-size", type=_points, help=f"points per update, or all (default: {BATCH}, or all if fewer)"
+    )
     group.add_argument(
         "--loss",
         type=spec("loss", LOSSES, attrgetter("numbers"), loss_of),
@@ -101,17 +108,22 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--optimizer",
         type=choice("optimizer", OPTIMIZERS),
-        default="adam",
-        help=f"{', '.join(OPTIMIZERS)} (%(default)s)",
+        help=f"{', '.join(OPTIMIZERS)} ({NEUTRAL['optimizer']})",
     )
-    group.add_argument("--weight-decay", type=number, default=0.0, help="of the optimizer (default: %(default)s)")
+    group.add_argument("--weight-decay", type=number, help="of the optimizer (default: 0)")
     group.add_argument("--precision", default="high", help="high (fp32), highest (fp64), medium (bf16) (%(default)s)")
     group.add_argument("--target-psnr", type=number, help="stop at this PSNR (dB)")
     group.add_argument("--patience", type=whole(), help="stop after so many evaluations without a better PSNR")
     group.add_argument("--checkpoint", type=path, help="file for the state of the fit, to go on from")
-    group.add_argument("--checkpoint-seconds", type=number, default=60.0, help="between two of them (%(default)s)")
+    group.add_argument(
+        "--checkpoint-seconds", type=number, help=f"between two of them ({NEUTRAL['checkpoint_seconds']:g})"
+    )
     group.add_argument("--resume", action="store_true", help="go on from --checkpoint, if there is one")
     memory_option(group)
+
+
+def _points(text: str) -> int | str:
+    return ALL if text == ALL else whole()(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -128,12 +140,13 @@ def run(arguments: argparse.Namespace) -> int:
     _check_files(arguments, name, options, (out, report_file, model_file, page_file))
     signal = load_given(arguments, name, options)
     arguments.loss = signal.loss if arguments.loss is None else arguments.loss
-    arguments.batch_size = signal.batch_size if arguments.batch_size is None else arguments.batch_size
     outputs = signal.target.shape[-1]
     check_file(out, kind.writable(outputs), listed(kind.writable(outputs)))
 
-    net, lr, choice = _network(arguments, signal)
-    result = _fitted(arguments, signal, net, lr)
+    _tell_size(arguments, signal)
+    fitting = settled(arguments, signal, kind.recipe(signal))
+    net, lr, choice = _network(fitting, signal, kind.recipe(signal), arguments.lr)
+    result = _fitted(fitting, signal, net, lr)
     about = {"kind": name, **signal.about}
     make_folder(out)
     save_network(net, model_file, about)
@@ -149,7 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
         **({} if choice is None else {"choice": choice}),
     }
     stated = "" if result.data_range == 1 else f" (range {result.data_range:.4g})"
-    outcome = f"{result.psnr:.2f} dB{stated} after {result.steps} of {arguments.steps} steps"
+    outcome = f"{result.psnr:.2f} dB{stated} after {result.steps} of {fitting.steps} steps"
     if signal.held_out is not None:
         found["samples"] = len(signal.coords)
         found["iou"] = _held_out_iou(net, *signal.held_out)
@@ -172,7 +185,7 @@ def run(arguments: argparse.Namespace) -> int:
     write_page(arguments, found, signal, predictions, result, net)
     written = f"{out}, {report_file} and {model_file}"
     text = f"{arguments.signal}: {outcome} in {result.seconds:.1f} s; wrote {written}; to read: {page_file}"
-    if choice is not None:
+    if choice is not None or not describes(arguments):
         text += f"\nnetwork: {name_of(arguments_of(net))}, learning rate {lr:g}"
     print_result(arguments, found, text)
     if result.interrupted:
@@ -180,19 +193,33 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _network(arguments: argparse.Namespace, signal: Signal) -> tuple[INR, float, dict[str, Any] | None]:
-    """Return the network of the options or of ``--network auto``, its learning rate, and what is told of the choice."""
+def _network(
+    arguments: argparse.Namespace, signal: Signal, recipe: Recipe, given: float | None
+) -> tuple[INR, float, dict[str, Any] | None]:
+    """Return the network, its learning rate (``given``, or its own), and what is told of a choice."""
     inputs, outputs = signal.coords.shape[1], signal.target.shape[-1]
     dtype = torch.float64 if arguments.precision == "highest" else torch.float32
     if arguments.network is None:
-        return network(arguments, inputs, outputs, dtype), LR if arguments.lr is None else arguments.lr, None
+        net = made(described(arguments, recipe), arguments, inputs, outputs, dtype)
+        return net, arguments.lr, None
     from inrfast.cli.automatic import chosen
 
     _rehearse(
         arguments, signal, INR(inputs, outputs, width=1, hidden_layers=1, seed=0, device=arguments.device, dtype=dtype)
     )
     net, lr, found = chosen(arguments, signal, dtype)
-    return net, lr if arguments.lr is None else arguments.lr, found
+    return net, lr if given is None else given, found
+
+
+def _tell_size(arguments: argparse.Namespace, signal: Signal) -> None:
+    """Say where a signal is fitted at another size than its file's."""
+    if signal.stored is None or tuple(signal.about["shape"]) == tuple(signal.stored):
+        return
+    own, size = spelled(signal.stored), spelled(signal.about["shape"])
+    if arguments.network is None and signal.enlarged:
+        warn(f"{arguments.signal} has {own} pixels and is enlarged to {size}; --size {own} fits those that it has")
+    elif arguments.size is None and not arguments.quiet:
+        say(f"inrfast: {arguments.signal} has {own} pixels and is averaged down to {size}; --size {own} fits all")
 
 
 class _Rehearsed(Exception):
@@ -211,7 +238,7 @@ def _rehearse(arguments: argparse.Namespace, signal: Signal, net: INR) -> None:
     given = {"checkpoint": None, "resume": False, "progress": False, "callbacks": [_FirstStep()]}
     with warnings.catch_warnings(action="ignore"):
         try:
-            _fitted(arguments, signal, net, LR if arguments.lr is None else arguments.lr, **given)
+            _fitted(arguments, signal, net, arguments.lr, **given)
         except _Rehearsed:
             return
     raise KeyboardInterrupt  # what a fit returns from before its first step
@@ -281,10 +308,16 @@ def _check_files(arguments: argparse.Namespace, name: str, options: dict[str, An
     """Refuse files that cannot be read or written before anything takes time."""
     if arguments.resume and arguments.checkpoint is None:
         raise ValueError("--resume needs --checkpoint, the file to go on from")
-    if arguments.network is not None and arguments.noted:
+    noted = [*(["--like"] if arguments.network and arguments.like else []), *arguments.noted]
+    if arguments.network is not None and noted:
         raise ValueError(
-            f"--network auto chooses the network itself, got {', '.join(arguments.noted)} too; leave out the one or "
+            f"--network auto chooses the network itself, got {', '.join(noted)} too; leave out the one or "
             "the other (inrfast choose takes networks to choose from, --candidate)"
+        )
+    if arguments.like is not None and noted:
+        raise ValueError(
+            f"--like {arguments.like} describes the network itself, got {', '.join(noted)} too; leave out the one or "
+            "the other"
         )
     read = files_read(arguments.signal, name, options)
     kind, out = SIGNALS[name], written[0]

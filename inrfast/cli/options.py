@@ -14,6 +14,7 @@ from torch import Tensor
 from inrfast.activations import ACTIVATIONS, bind
 from inrfast.calibration import calibrate_batchnorm_
 from inrfast.cli.commands import Parser
+from inrfast.cli.papers import PAPERS
 from inrfast.cli.shell import at_work
 from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import check_device
@@ -25,6 +26,9 @@ from inrfast.spelling import choice, number, size_in_bytes, spec, spellings, who
 
 WIDTH = 256
 """Units of a hidden layer by default."""
+
+HIDDEN_LAYERS = 3
+"""Hidden layers by default."""
 
 
 def common_options(device_option: bool = True) -> Parser:
@@ -54,10 +58,11 @@ class _Noted(argparse.Action):
         namespace.noted = (*namespace.noted, self.option_strings[0])
 
 
-def size_options(group: argparse._ActionsContainer) -> None:
-    """Add the options of a network's size."""
-    group.add_argument("--width", type=whole(), default=WIDTH, help="units of a hidden layer (%(default)s)")
-    group.add_argument("--hidden-layers", type=whole(), default=3, help="activated layers (%(default)s)")
+def size_options(group: argparse._ActionsContainer, measured: bool = False) -> None:
+    """Add the options of a network's size; ``measured``: they are None where nothing is given."""
+    sizes = (("--width", WIDTH, "units of a hidden layer"), ("--hidden-layers", HIDDEN_LAYERS, "activated layers"))
+    for option, usual, told in sizes:
+        group.add_argument(option, type=whole(), default=None if measured else usual, help=f"{told} ({usual})")
 
 
 def network_options(automatic: bool = False) -> Parser:
@@ -69,13 +74,8 @@ def network_options(automatic: bool = False) -> Parser:
     options.set_defaults(noted=())
     group = options.add_argument_group("network")
     if automatic:
-        group.add_argument(
-            "--network",
-            type=choice("network", ("auto",)),
-            help="auto: choose the network and the learning rate for the signal first, as inrfast choose does; takes "
-            "the place of all options below but --width and --hidden-layers",
-        )
-    size_options(group)
+        _automatic_options(group)
+    size_options(group, measured=automatic)
     add = partial(group.add_argument, action=_Noted)
     numbers, with_omega = attrgetter("numbers"), [name for name, a in ACTIVATIONS.items() if "omega" in a.numbers]
     activation = spec("activation", ACTIVATIONS, numbers, bind)
@@ -120,9 +120,36 @@ def network_options(automatic: bool = False) -> Parser:
     return options
 
 
+def _automatic_options(group: argparse._ArgumentGroup) -> None:
+    """Add what takes the place of a description of the network, and say what stands without one."""
+    group.description = (
+        "With none of these, the network and the learning rate that were measured to reconstruct this kind of\n"
+        "signal; --width and --hidden-layers change its size. With one of the others, all that are left out have\n"
+        "the values in brackets."
+    )
+    group.add_argument(
+        "--network",
+        type=choice("network", ("auto",)),
+        help="auto: choose the network and the learning rate for the signal first, as inrfast choose does; takes "
+        "the place of all options below but --width and --hidden-layers",
+    )
+    group.add_argument(
+        "--like",
+        type=choice("paper", PAPERS),
+        help="a paper's network and optimiser, in place of all options below but the sizes: "
+        + "; ".join(f"{name}: {paper.told}" for name, paper in PAPERS.items()),
+    )
+
+
 def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> INR:
     """Return the network of the options in eval mode; batch norms keep their initial statistics."""
-    described = network_arguments(arguments)
+    return made(network_arguments(arguments), arguments, inputs, outputs, dtype)
+
+
+def made(
+    described: Mapping[str, Any], arguments: argparse.Namespace, inputs: int, outputs: int, dtype: torch.dtype
+) -> INR:
+    """Return the network of these arguments in eval mode, with the seed and on the device of a command line."""
     with at_work("building the network", arguments.quiet):
         return INR(inputs, outputs, **described, seed=arguments.seed, device=arguments.device, dtype=dtype).eval()
 
@@ -154,16 +181,18 @@ def network_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _norm(text: str) -> str | dict[str, Any]:
     """Return a norm as :class:`inrfast.INR` takes it, or none; which numbers are in range, depends on the width."""
-    if text.partition(":")[0] in NORMS:
+    name = text.partition(":")[0]
+    if name in NORMS:
         return spec("norm", NORMS, _norm_numbers)(text)
-    return choice("norm", [*NORMS, "none"])(text)
+    return choice("norm", [*NORMS, "none"])(text if name == "none" else name)
 
 
 def _modulation(text: str) -> str | dict[str, Any]:
     """Return a filter as :class:`inrfast.INR` takes it, or none."""
-    if text.partition(":")[0] in MODULATIONS:
+    name = text.partition(":")[0]
+    if name in MODULATIONS:
         return spec("modulation", MODULATIONS, attrgetter("numbers"), modulation_config)(text)
-    return choice("modulation", [*MODULATIONS, "none"])(text)
+    return choice("modulation", [*MODULATIONS, "none"])(text if name == "none" else name)
 
 
 def _norm_numbers(kind: type[Norm]) -> Mapping[str, int | float]:

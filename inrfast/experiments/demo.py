@@ -1,6 +1,7 @@
-"""The demo: six starts of one network on a photograph, where each loses rank, and what it then learns.
+"""The demo: six starts of one network on a photograph, what each learns, and where it loses rank.
 
-Diagnoses the starts, fits some of them, and writes a folder of numbers, text and figures (:data:`FILES`).
+Fits the starts, diagnoses them, and writes a folder of numbers, text and figures (:data:`FILES`). What the fits have
+made so far can be seen meanwhile (:data:`FIRST`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from inrfast.experiments import demo_figures, demo_page, demo_text
 from inrfast.files import shown
 from inrfast.grids import grid
 from inrfast.info import info
+from inrfast.initialisers import expands_rank
 from inrfast.memory import chunks
 from inrfast.nn import INR
 from inrfast.signals.image import MID_GREY, astronaut, load_image
@@ -40,25 +42,30 @@ SCHEMA = "inrfast.demo/1"
 FORMER = "former"
 """The name of an earlier result while it is replaced."""
 
+FIRST = "first.png"
+"""A picture of the fits that are done, in the folder while the demo runs."""
+
 FILES = ("report.html", "report.json", "report.md", "overview.png", "ranks.png", "spectra.png", "reconstructions.png")
 
 
 @dataclass(frozen=True)
 class Start:
-    """One way to start the network: its name, the options of :class:`inrfast.INR`, the learning rate of its fit.
-
-    ``lr=None``: diagnosed, not fitted.
-    """
+    """One way to start the network: its name, the options of :class:`inrfast.INR`, the learning rate of its fit."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    lr: float | None = None
+    lr: float = 3e-3
+
+    @property
+    def cured(self) -> bool:
+        """Whether its first layer is the paper's cure."""
+        return expands_rank(self.options.get("init", "default")) is not None
 
 
 STARTS = (
-    Start("torch default", {}, lr=3e-3),
-    Start("rank-expanding", {"init": "rank_expanding"}, lr=3e-3),
-    Start("rank-expanding + He", {"init": {"first": "rank_expanding", "hidden": "kaiming"}}, lr=3e-3),
+    Start("torch default"),
+    Start("rank-expanding", {"init": "rank_expanding"}),
+    Start("rank-expanding + He", {"init": {"first": "rank_expanding", "hidden": "kaiming"}}),
     Start("SIREN", {"activation": "sine", "omega": 30.0, "init": "siren"}, lr=1e-3),
     Start("Fourier features", {"encoding": RandomFourier(256, 10.0)}),
     Start("batch norm", {"norm": "batch"}),
@@ -152,12 +159,13 @@ def run(
     seed = check_seed("seed", seed)
     photograph = _photograph(image, settings).to(device)
     clock = _Clock(progress)
-    with _whole_folder(out) as folder:
-        starts = [_diagnosed(start, settings, seed, device, clock) for start in STARTS]
+    with _whole_folder(out) as folder, _Preview(out, photograph, clock) as preview:
         pictures: dict[str, Tensor] = {}
-        for start, entry in zip(STARTS, starts, strict=True):
-            if start.lr is not None:
-                pictures[start.name], entry["fit"] = _fitted(start, start.lr, photograph, settings, seed, device, clock)
+        fits = {}
+        for start in STARTS:
+            pictures[start.name], fits[start.name] = _fitted(start, photograph, settings, seed, device, clock)
+            preview.show(pictures, fits)
+        starts = [_diagnosed(start, fits[start.name], settings, seed, device, clock) for start in STARTS]
         report: dict[str, Any] = {
             "schema": SCHEMA,
             "image": "astronaut (scikit-image)" if image is None else shown(Path(image).name),
@@ -170,7 +178,7 @@ def run(
         }
         demo_figures.draw(report, photograph.cpu(), pictures, folder)
         clock.done("figures", "drew the figures")
-        report["seconds"] = clock.seconds | {"total": sum(clock.seconds.values())}
+        report["seconds"] = clock.seconds | {"first picture": preview.seconds, "total": clock.passed}
         markdown = demo_text.markdown(report)
         (folder / "report.md").write_text(markdown, encoding="utf-8")
         (folder / "report.html").write_text(demo_page.page(report, markdown, folder).html(), encoding="utf-8")
@@ -192,9 +200,14 @@ def _network(start: Start, settings: Settings, seed: int, device: torch.device |
 
 
 def _diagnosed(
-    start: Start, settings: Settings, seed: int, device: torch.device | str, clock: _Clock
+    start: Start,
+    fitted: Mapping[str, Any],
+    settings: Settings,
+    seed: int,
+    device: torch.device | str,
+    clock: _Clock,
 ) -> dict[str, Any]:
-    """Return a start's entry in the report, not fitted yet."""
+    """Return a start's entry in the report; ``fitted`` is what it says of its fit."""
     coords = grid(settings.grid, device=device)
     net = _network(start, settings, seed, device)
     if start.options.get("norm") == "batch":
@@ -207,14 +220,13 @@ def _diagnosed(
         seed=seed,
         progress=clock.bars,
     )
-    entry = {"name": start.name, "diagnosis": diagnosis.to_dict(), "fit": None}
+    entry = {"name": start.name, "cured": start.cured, "diagnosis": diagnosis.to_dict(), "fit": fitted}
     clock.done(f"diagnose {start.name}", f"diagnosed {demo_text.one_line(entry)}")
     return entry
 
 
 def _fitted(
     start: Start,
-    lr: float,
     photograph: Tensor,
     settings: Settings,
     seed: int,
@@ -229,7 +241,7 @@ def _fitted(
         coords,
         photograph - MID_GREY,
         steps=settings.steps,
-        lr=lr,
+        lr=start.lr,
         schedule=settings.schedule,
         batch_size=settings.batch_size,
         eval_every=settings.eval_every,
@@ -243,7 +255,7 @@ def _fitted(
         values = torch.cat([net(coords[rows]) for rows in chunks(len(coords), settings.batch_size)])
     clock.done(f"fit {start.name}", f"fitted {start.name}: {result.psnr:.2f} dB after {result.steps} steps")
     found = {
-        "lr": lr,
+        "lr": start.lr,
         "steps": result.steps,
         "psnr": result.psnr,
         "best_psnr": result.best_psnr,
@@ -264,13 +276,51 @@ class _Clock:
         self.seconds: dict[str, float] = {}
         self._begun = self._last = time.perf_counter()
 
+    @property
+    def passed(self) -> float:
+        """Seconds since the demo began."""
+        return time.perf_counter() - self._begun
+
     def done(self, stage: str, what: str) -> None:
         """End the stage that ran until now."""
         now = time.perf_counter()
         self.seconds[stage] = now - self._last
         self._last = now
+        self.say(what)
+
+    def say(self, what: str) -> None:
+        """Say what is there now."""
         if self.progress:
-            print(f"[{now - self._begun:6.1f} s] {what}", file=sys.stderr, flush=True)
+            print(f"[{self.passed:6.1f} s] {what}", file=sys.stderr, flush=True)
+
+
+class _Preview:
+    """A picture of the fits that are done, in the folder that the result will take the place of.
+
+    It goes with that folder, or, where no result comes, is removed. That it cannot be written ends no demo.
+    """
+
+    def __init__(self, out: Path, photograph: Tensor, clock: _Clock) -> None:
+        self.out, self.file, self.photograph, self.clock = out, out / FIRST, photograph.cpu(), clock
+        self.seconds: float | None = None
+
+    def __enter__(self) -> _Preview:
+        return self
+
+    def show(self, pictures: Mapping[str, Tensor], fits: Mapping[str, Mapping[str, Any]]) -> None:
+        """Draw what there is."""
+        with suppress(OSError):
+            self.out.mkdir(exist_ok=True)
+            demo_figures.draw_first(self.photograph, pictures, fits, self.file)
+            if self.seconds is None:
+                self.seconds = self.clock.passed
+                self.clock.say(f"first picture: {shown(self.file)}; each fit is added to it")
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):
+            self.file.unlink()
+        with suppress(OSError):  # an earlier result is there
+            self.out.rmdir()
 
 
 @contextmanager
@@ -283,7 +333,7 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"out must be a folder, and {shown(out)} is a file")
     if out.exists():
-        others = sorted(path.name for path in out.iterdir() if path.name not in FILES)
+        others = sorted(path.name for path in out.iterdir() if path.name not in (*FILES, FIRST))
         if others:
             raise FileExistsError(
                 f"out must be a new folder, an empty one or an earlier result, and {shown(out)} holds "

@@ -34,9 +34,7 @@ def draw(report: Mapping[str, Any], photograph: Tensor, pictures: Mapping[str, T
     folder
         Where they go.
     """
-    images = {
-        entry["name"]: (pictures[entry["name"]], entry["fit"]["psnr"]) for entry in report["starts"] if entry["fit"]
-    }
+    images = _images(pictures, {entry["name"]: entry["fit"] for entry in report["starts"]})
     ranks = Figure(figsize=(10, 4.6), layout="constrained")
     _ranks(report, ranks)
     plots.save(ranks, folder / "ranks.png")
@@ -45,16 +43,31 @@ def draw(report: Mapping[str, Any], photograph: Tensor, pictures: Mapping[str, T
     _spectra(report, spectra)
     plots.save(spectra, folder / "spectra.png")
 
-    row = Figure(figsize=(2.4 * (len(images) + 1), 3), layout="constrained")
-    plots.reconstructions(images, photograph, row)
-    plots.save(row, folder / "reconstructions.png")
+    _row(images, photograph, folder / "reconstructions.png")
 
-    overview = Figure(figsize=(10, 7), layout="constrained")
-    rows = overview.add_gridspec(2, 1, height_ratios=(4.4, 2.6))
+    overview = Figure(figsize=(11.2, 6.8), layout="constrained")
+    rows = overview.add_gridspec(2, 1, height_ratios=(4.6, 2.1))
     above, below = (overview.add_subfigure(rows[place, 0]) for place in range(2))
     _ranks(report, above)
     plots.reconstructions(images, photograph, below)
     plots.save(overview, folder / "overview.png")
+
+
+def draw_first(
+    photograph: Tensor, pictures: Mapping[str, Tensor], fits: Mapping[str, Mapping[str, Any]], file: Path
+) -> None:
+    """Write what the fits that are done have made of the photograph, by their names as :func:`draw` has them."""
+    _row(_images(pictures, fits), photograph, file)
+
+
+def _images(pictures: Mapping[str, Tensor], fits: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Tensor, float]]:
+    return {name: (picture, fits[name]["psnr"]) for name, picture in pictures.items()}
+
+
+def _row(images: Mapping[str, tuple[Tensor, float]], photograph: Tensor, file: Path) -> None:
+    row = Figure(figsize=(2.4 * (len(images) + 1), 3), layout="constrained")
+    plots.reconstructions(images, photograph, row)
+    plots.save(row, file)
 
 
 def _ranks(report: Mapping[str, Any], figure: Figure | SubFigure) -> None:

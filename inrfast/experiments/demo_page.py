@@ -27,17 +27,14 @@ def page(report: Mapping[str, Any], markdown: str, folder: Path) -> Page:
         return Picture(file.read_bytes(), ALTS.get(alt, alt), wide=True) if file.is_file() else None
 
     title, found = sections(markdown, picture)
-    fitted = [entry for entry in report["starts"] if entry["fit"] is not None]
-    facts = {entry["name"]: f"{entry['fit']['psnr']:.2f} dB" for entry in fitted}
-    return Page(title, _lead(report, fitted), found, facts)
+    facts = {entry["name"]: f"{entry['fit']['psnr']:.2f} dB" for entry in report["starts"]}
+    return Page(title, _lead(report), found, facts)
 
 
-def _lead(report: Mapping[str, Any], fitted: list[Mapping[str, Any]]) -> str:
+def _lead(report: Mapping[str, Any]) -> str:
     """Say which start reaches most, and what the first one reaches."""
-    lead = f"{len(report['starts'])} starts of one network"
-    if not fitted:
-        return f"{lead}, diagnosed."
-    best, first = max(fitted, key=lambda entry: entry["fit"]["psnr"]), fitted[0]
-    lead += f", of which {len(fitted)} are fitted to {report['image']}: {best['name']} reaches most, "
+    starts = report["starts"]
+    best, first = max(starts, key=lambda entry: entry["fit"]["psnr"]), starts[0]
+    lead = f"{len(starts)} starts of one network, fitted to {report['image']}: {best['name']} reaches most, "
     lead += f"{best['fit']['psnr']:.2f} dB after {best['fit']['steps']:,} steps"
     return f"{lead}." if best is first else f"{lead}, and {first['name']} {first['fit']['psnr']:.2f} dB."

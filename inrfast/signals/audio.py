@@ -229,7 +229,7 @@ SIGNALS.add(
     "audio",
     SignalKind(
         called="a sound",
-        summary=".wav, .flac, .ogg; sines of a high frequency are usual: --activation sine --init siren --omega 300",
+        summary=".wav, .flac, .ogg",
         ending=".wav",
         axes=1,
         readable=lambda: READ,

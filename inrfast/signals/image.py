@@ -37,8 +37,8 @@ MID_GREY = 0.5
 """Subtracted from the pixels before a fit and added again after it: a network's outputs start near 0, the mean of an
 image does not."""
 
-SIDE = 256
-"""Default number of pixels per axis of a fitted image."""
+LONGEST = 512
+"""Pixels of the longer side of a fitted image at most, unless a size is asked for."""
 
 TRANSPARENT = frozenset({"JPEG2000", "PNG", "TGA", "TIFF", "WEBP"})
 """Formats, by Pillow's names, that store eight bits of transparency without loss."""
@@ -135,8 +135,12 @@ def load(
     alpha: bool | None = False,
     page: int | None = None,
     memory_budget: int | None = None,
+    longest: int | None = None,
 ) -> Loaded:
-    """Return what :func:`load_image` does, with what the file states of itself."""
+    """Return what :func:`load_image` does, with what the file states of itself.
+
+    Without a size, an image whose longer side has more than ``longest`` pixels is averaged down to so many.
+    """
     if alpha is not None and not isinstance(alpha, bool):
         raise TypeError(f"alpha must be True, False or None, got {alpha!r}")
     if grey and alpha:
@@ -148,11 +152,15 @@ def load(
     budget = budget_bytes(memory_budget)
     strip = min(STRIP, max(budget // STRIPS, LEAST_STRIP))
     layers = LAYERS if alpha is not False and not grey else 1 if grey else 3
-    raster = read(file, page, Demand(budget, lambda *sides: _room(sides, shape, layers, strip)))
+
+    def asked(*sides: int) -> tuple[int, int] | None:
+        return _within(sides, longest) if shape is None and longest is not None else shape
+
+    raster = read(file, page, Demand(budget, lambda *sides: _room(sides, asked(*sides), layers, strip)))
     seen_through = _transparent(raster, strip) if alpha is None else None
     one = raster.grey if grey is None else grey
-    pixels = _fit_to(raster, shape, one, alpha is True or (seen_through is True and not grey), strip)
     sides = (raster.height, raster.width)
+    pixels = _fit_to(raster, asked(*sides), one, alpha is True or (seen_through is True and not grey), strip)
     return Loaded(pixels, sides, raster.bits, raster.grey, seen_through, raster.stated, raster.left_out)
 
 
@@ -314,6 +322,14 @@ def _check_size(size: Any) -> tuple[int, int]:
     return side, side
 
 
+def _within(sides: Sequence[int], longest: int) -> tuple[int, int] | None:
+    """Return the (H, W) of this aspect whose longer side has ``longest`` pixels; None where the sides are within it."""
+    if max(sides) <= longest:
+        return None
+    height, width = (max(round(side * longest / max(sides)), 1) for side in sides)
+    return height, width
+
+
 def _room(sides: tuple[int, int], shape: tuple[int, int] | None, layers: int, strip: int) -> int:
     """Return the bytes that the fp32 tensors of an image of ``sides`` pixels take, until it is in ``shape``."""
     pixels = sides[0] * sides[1]
@@ -401,19 +417,20 @@ def _load(
     seed: int,
     memory_budget: int | None,
     progress: bool | None,
-    size: tuple[int, ...] = (SIDE,),
+    size: tuple[int, ...] | None = None,
     grey: bool = False,
     page: int | None = None,
     weight: Path | None = None,
 ) -> Signal:
     """Return the pixels minus mid-grey, and the mask's values as weights."""
-    size = size * 2 if len(size) == 1 else size
-    if len(size) != 2:
+    size = size * 2 if size is not None and len(size) == 1 else size
+    if size is not None and len(size) != 2:
         got = "x".join(map(str, size))
         raise ValueError(f"--size of an image must be one size or two, such as 240x320, got {got}")
-    loaded = load(path, size, grey, None, page, memory_budget)
+    loaded = load(path, size, grey, None, page, memory_budget, LONGEST)
     pixels, whole = loaded.pixels, loaded.stored
-    weights = None if weight is None else _weights(weight, size, whole, memory_budget)
+    height, width = pixels.shape[:2]
+    weights = None if weight is None else _weights(weight, (height, width), whole, memory_budget)
     about = {"shape": list(pixels.shape[:2]), "offset": MID_GREY, "scale": 1.0}
     return Signal(grid(pixels.shape[:2]), pixels - MID_GREY, about, weights, data_range=1.0, stored=whole)
 
@@ -445,7 +462,10 @@ SIGNALS.add(
         load=_load,
         write=lambda predictions, about, path: save_image(unscaled(predictions, about), path),
         options={
-            "size": Option(f"pixels to fit, like 256 or 240x320 ({SIDE})", spelling.shape),
+            "size": Option(
+                f"pixels to fit, like 240x320, or 256 for a square (its own, the longer side at most {LONGEST})",
+                spelling.shape,
+            ),
             "grey": Option("one channel instead of three or four"),
             "page": Option("page of a TIFF or frame of an animation, from 0", spelling.whole(0)),
             "weight": Option("grey mask of its size, 0 where it is missing; the PSNR is of all pixels", spelling.path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from inrfast import spelling
+from inrfast.encodings.hash_grid import MOST_CELLS, MOST_TABLE, PRIMES, HashGrid
 from inrfast.errors import check_choice, check_float, check_int, check_tensor
 from inrfast.pages import Block
 from inrfast.registry import Registry
@@ -67,6 +69,55 @@ class Signal:
         return self.stored is not None and any(
             side > own for side, own in zip(self.about["shape"], self.stored, strict=True)
         )
+
+
+BATCH = 4096
+"""Points per update of a fit by default."""
+
+STEPS = 2000
+"""Updates of a fit by default, where the network is described."""
+
+PASSES, LEAST_STEPS, MOST_STEPS = 30, 1000, 4000
+"""How often a fit of a hash grid sees every point, and the bounds of its updates."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How ``inrfast fit`` fits a signal where its options describe no network (``bench/fit_defaults.py`` measures).
+
+    Attributes
+    ----------
+    network
+        Arguments of :class:`inrfast.INR`, but its inputs and outputs.
+    lr
+        Learning rate, which falls to a tenth.
+    steps
+        Updates.
+    """
+
+    network: Mapping[str, Any]
+    lr: float
+    steps: int = STEPS
+
+
+def by_hash_grid(signal: Signal) -> Recipe:
+    """Return the recipe of a small ReLU network on a hash grid with about a cell per point along the longest axis.
+
+    A level has as many rows as a quarter of the points at most, which makes about as many numbers in all as a picture
+    in three colours has. Hash grids take four axes at most; of more, the recipe is :func:`smooth`.
+    """
+    if signal.coords.shape[1] > len(PRIMES):
+        return smooth(signal)
+    points, finest = len(signal.coords), max(signal.about["shape"])
+    rows = 2 ** max(int(math.log2(max(points / 4, 1))), 4)
+    encoding = HashGrid(12, 2, min(rows, MOST_TABLE), min(16, finest), min(finest, MOST_CELLS))
+    steps = min(max(PASSES * points // BATCH, LEAST_STEPS), MOST_STEPS)
+    return Recipe({"encoding": encoding, "width": 64, "hidden_layers": 2}, 2e-2, steps)
+
+
+def smooth(signal: Signal) -> Recipe:
+    """Return the recipe of a FINER network, which is smooth between the points: for signals that points sample."""
+    return Recipe({"activation": "finer", "omega": 10.0, "init": "siren"}, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -147,6 +198,8 @@ class SignalKind:
         ``claims(path)``: whether the content of an existing file with a shared suffix, or a folder, is of this kind.
     folders
         Whether ``load`` takes folders too. A ``writable`` suffix of ``""`` is a folder that ``write`` makes.
+    recipe
+        ``recipe(signal)``: how ``inrfast fit`` fits it by default.
     """
 
     called: str
@@ -165,6 +218,7 @@ class SignalKind:
     shared: Callable[[], Collection[str]] = tuple
     claims: Callable[[Path], bool] = _claims_nothing
     folders: bool = False
+    recipe: Callable[[Signal], Recipe] = by_hash_grid
 
 
 def _check_suffixes(name: str, kind: SignalKind) -> None:

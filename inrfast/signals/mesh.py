@@ -13,7 +13,7 @@ from torch import Tensor
 from inrfast import spelling
 from inrfast.errors import check_float, check_int, check_seed, check_tensor, needs
 from inrfast.grids import check_bounds
-from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, fitted_grid
+from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, fitted_grid, smooth
 from inrfast.signals.meshes.files import SUFFIXES, check_mesh, load_mesh, save_mesh
 from inrfast.signals.meshes.winding import winding_numbers
 from inrfast.signals.views import of_mesh
@@ -294,5 +294,6 @@ SIGNALS.add(
         grid=lambda about, size=(RENDER_SIDE,): fitted_grid(about, size, LEAST_SIDE),
         check=check_placement,
         view=of_mesh,
+        recipe=smooth,
     ),
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from inrfast import spelling
 from inrfast.errors import MemoryBudgetError, check_int, check_seed, check_tensor, warn
 from inrfast.memory import budget_bytes, chunks, require
-from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind
+from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, smooth
 from inrfast.signals.mesh import EXTENT, FIT_SIDE, Placement, check_libraries, check_placement, check_sides
 from inrfast.signals.meshes.files import GROWTH, SUFFIXES
 from inrfast.signals.meshes.ply import has_faces, read_ply_points
@@ -350,5 +350,6 @@ SIGNALS.add(
         check=check_placement,
         shared=lambda: [".ply", ".npy"],
         claims=_is_cloud,
+        recipe=smooth,
     ),
 )

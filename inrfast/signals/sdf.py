@@ -15,7 +15,7 @@ from inrfast import spelling
 from inrfast.errors import check_float, check_int, check_seed, check_tensor, needs
 from inrfast.memory import budget_bytes, chunks, require
 from inrfast.metrics import chamfer, iou
-from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, fitted_grid
+from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, fitted_grid, smooth
 from inrfast.signals.mesh import (
     FIT_SIDE,
     LEAST_SIDE,
@@ -290,5 +290,6 @@ SIGNALS.add(
         grid=grid_of,
         check=check_placement,
         shared=lambda: SUFFIXES,
+        recipe=smooth,
     ),
 )

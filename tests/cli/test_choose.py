@@ -134,15 +134,11 @@ def test_choose_refuses_a_signal_that_says_nothing(tmp_path, refused):
     assert files(tmp_path) == ["few.npy", "flat.png"]
 
 
-def test_an_image_smaller_than_its_default_size_is_taken_as_it_is(photo, tmp_path, capsys):
+def test_an_image_is_taken_at_its_own_size_and_one_that_is_enlarged_is_warned_of(photo, tmp_path, capsys):
     argv = ["choose", str(photo), *SMALL, "--points", "150", *CANDIDATES]
-    assert main(argv) == 0
-    text = capsys.readouterr().out
-    assert "is taken at its own size, 12x16 pixels" in text
-    assert main([*argv, "--size", "12x16"]) == 0
-    sized = capsys.readouterr().out
-    assert text.partition("\n\n")[2] == sized
-    assert "--size 12x16" in text.splitlines()[-1]
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["choice"]["sample"]["signal"] == 12 * 16
     assert main([*argv, "--size", "20"]) == 0
     assert "enlarged to 20x20" in capsys.readouterr().err
     line = tmp_path / "line.png"
@@ -203,7 +199,8 @@ def test_fit_warns_of_an_enlarged_image(photo, tmp_path, few, refused, capsys):
     assert "--size 12x16" in capsys.readouterr().err
     line = tmp_path / "line.png"
     Image.fromarray(np.arange(200, dtype=np.uint8)[:, None]).save(line)
-    refused(["fit", line, *SMALL, "--network", "auto", "--out", tmp_path / "b.png"], "constant", "--size 200x1")
+    argv = ["fit", line, "--size", "300", *SMALL, "--network", "auto", "--out", tmp_path / "b.png"]
+    refused(argv, "constant", "--size 200x1")
 
 
 @pytest.mark.parametrize("precision", ["high", "highest"])
@@ -245,7 +242,8 @@ def test_bad_options_are_refused_before_the_choice(photo, tmp_path, refused, mon
     refused(fit_photo(photo, *out, "--norm", "none", "--hidden-init", "siren"), "--norm, --hidden-init")
     refused(fit_photo(photo, *out, "--network", "automatic"), "--network", "'auto'")
     refused(fit_photo(photo, *out, "--lr", "-1"), "lr", "above 0")
-    refused(fit_photo(photo, *out, "--batch-size", "97"), "batch_size", "96")
+    refused(fit_photo(photo, *out, "--like", "inlet-rank-collapse"), "--network auto", "--like")
+    refused(fit_photo(photo, *out, "--weight-decay", "-1"), "weight_decay", "at least 0")
     refused(fit_photo(photo, *out, "--precision", "higher"), "precision", "high")
     refused(fit_photo(photo, *out, "--checkpoint", photo), "--checkpoint", "the signal")
     assert files(tmp_path) == ["my photo.png"]

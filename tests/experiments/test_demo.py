@@ -30,6 +30,7 @@ def small(monkeypatch):
     sizes = demo.Settings((4, 4), (3, 3), (4, 4), width=4, hidden_layers=2, jacobian_pixels=2, steps=1, batch_size=4)
     monkeypatch.setattr(demo, "QUICK", sizes)
     monkeypatch.setattr(demo.demo_figures, "draw", lambda *arguments: None)
+    monkeypatch.setattr(demo.demo_figures, "draw_first", lambda *arguments: arguments[-1].touch())
 
 
 def test_it_writes_all_its_files_and_nothing_else(made):
@@ -54,15 +55,15 @@ def test_the_page_says_all_that_the_text_says(made):
         words = " ".join(re.sub(r"^(#+|-) |\*|^\|( ?-+:? \|)+$|^\||\|(?= |$)|!\[.*\)", "", line).split())
         assert words in shown, line
     for entry in report["starts"]:
-        assert entry["fit"] is None or f"{entry['name']} {entry['fit']['psnr']:.2f} dB" in shown
+        assert f"{entry['name']} {entry['fit']['psnr']:.2f} dB" in shown
 
 
-def test_every_start_is_diagnosed_and_some_are_fitted(made):
+def test_every_start_is_fitted_and_diagnosed(made):
     _, report = made
     assert [entry["name"] for entry in report["starts"]] == [start.name for start in demo.STARTS]
     for start, entry in zip(demo.STARTS, report["starts"], strict=True):
         kernel = entry["diagnosis"]["kernel"]
-        assert (entry["fit"] is None) == (start.lr is None)
+        assert entry["fit"]["lr"] == start.lr
         assert entry["diagnosis"]["points"] == 32 * 32
         assert (kernel["points"], kernel["grid_points"], kernel["full_grid"]) == (144, 1024, False)
         assert len(entry["diagnosis"]["rtols"]) == 5
@@ -101,8 +102,43 @@ def test_the_text_compares_as_the_numbers_do(made):
                     told |= {float(rtol): sign for rtol in re.findall(r"([\d.e-]+) \(", part)}
         assert [told[rtol] for rtol in rtols] == signs
         assert ("depends on the tolerance" in claim) == (1 in signs and -1 in signs)
-    best = max(demo_text._fitted(report), key=lambda entry: entry["fit"]["psnr"])
+    best = max(report["starts"], key=lambda entry: entry["fit"]["psnr"])
     assert f"From best to worst: {best['name']}" in text
+    assert demo_text.worth(report["starts"]) in text and demo_text.worth(report["starts"]) in demo_text.summary(report)
+
+
+@given(st.lists(st.floats(5, 60), min_size=4, max_size=4))
+def test_the_cure_is_said_to_pay_where_it_does(psnrs):
+    cured = (False, True, True, False)
+    starts = [{"name": f"start {i}", "cured": cured[i], "fit": {"psnr": psnrs[i]}} for i in range(4)]
+    text = demo_text.worth(starts)
+    gain, short = max(psnrs[1:3]) - psnrs[0], max(psnrs) - max(psnrs[1:3])
+    assert f"{gain:+.2f} dB against start 0" in text
+    assert ("does not pay" in text) == (gain < demo_text.ALIKE)
+    assert ("no start here is better" in text) == (short < demo_text.ALIKE)
+    if short >= demo_text.ALIKE:
+        assert f"start {psnrs.index(max(psnrs))}, is {short:.2f} dB above" in text
+
+
+def test_a_picture_of_the_fits_is_there_before_the_first_diagnosis(small, tmp_path, monkeypatch, capsys):
+    out, real, seen = tmp_path / "demo", demo.diagnose, []
+
+    def looked(*arguments, **options):
+        seen.append(sorted(path.name for path in out.iterdir()))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(demo, "diagnose", looked)
+    for former in ([], list(demo.FILES)):  # a new folder, and one with an earlier result
+        report = demo.run(out, quick=True)
+        assert seen[0] == sorted([*former, demo.FIRST])
+        assert sorted(path.name for path in out.iterdir()) == sorted(demo.FILES[:2])
+        for name in demo.FILES[2:]:  # the figures that `small` leaves out
+            (out / name).touch()
+        seen.clear()
+        times = report["seconds"]
+        fits = [times[f"fit {start.name}"] for start in demo.STARTS]
+        assert fits[0] <= times["first picture"] < sum(fits) < times["total"]
+        assert f"first picture: {out / demo.FIRST}" in capsys.readouterr().err
 
 
 ranks = st.lists(
@@ -134,7 +170,7 @@ def test_a_seed_gives_the_same_numbers(small, tmp_path):
     for first, again, different in zip(one["starts"], two["starts"], other["starts"], strict=True):
         assert first["diagnosis"] == again["diagnosis"]
         assert first["diagnosis"] != different["diagnosis"]
-        assert first["fit"] is None or first["fit"]["psnrs"] == again["fit"]["psnrs"]
+        assert first["fit"]["psnrs"] == again["fit"]["psnrs"]
 
 
 @pytest.mark.parametrize("stage", ["diagnose", "fit", "write"])
@@ -228,4 +264,4 @@ def test_another_photograph_may_be_fitted(small, tmp_path, name, told):
     report = demo.run(tmp_path / "demo", image=tmp_path / name, quick=True, progress=False)
     assert report["image"] == told
     assert told in (tmp_path / "demo" / "report.md").read_text(encoding="utf-8")
-    assert all(entry["fit"]["steps"] == 1 for entry in report["starts"] if entry["fit"] is not None)
+    assert all(entry["fit"]["steps"] == 1 for entry in report["starts"])

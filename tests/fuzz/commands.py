@@ -61,6 +61,11 @@ PATHS += ["a\nb.png", "é.png", "\udcff.png", "nul\x00.png"]
 VALUES: dict[str, Sequence[str]] = {
     "hidden_layers": (*NUMBERS, "100000"),
     "steps": ("1", "2", "3", "0", "-1", "1.5", "nan", "", "x", "1e3", "٣"),
+    "lr": NUMBERS,
+    "batch_size": ("all", *NUMBERS),
+    "weight_decay": NUMBERS,
+    "checkpoint_seconds": NUMBERS,
+    "like": ("inlet-rank-collapse", *NAMES),
     "grid": SIZES,
     "factor": ("2", "1.5", "3", "4", "1.0001", *NUMBERS),
     "missing": ("black", "white", *NAMES),
@@ -79,6 +84,7 @@ VALUES: dict[str, Sequence[str]] = {
 USUAL = {
     "diagnose": ["--width", "4", "--hidden-layers", "2", "--grid", "4x4", "--ntk-points", "8"],
     "ntk": ["--width", "4", "--hidden-layers", "2", "--grid", "4x4"],
+    "variance": ["--width", "4", "--hidden-layers", "2", "--grid", "4x4"],
     "choose": ["--width", "8", "--hidden-layers", "2", "--points", "80", "--candidate", "relu"],
     "fit": ["--width", "4", "--hidden-layers", "2", "--steps", "2"],
     "render": [],

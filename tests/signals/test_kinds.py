@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import inrfast as inr
 from inrfast import spelling
@@ -16,7 +18,7 @@ from inrfast.cli import main
 from inrfast.cli.signal_options import add_signal_options
 from inrfast.signals.audio import save_audio
 from inrfast.signals.image import save_image
-from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, check_about, kind_of, unscaled
+from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, by_hash_grid, check_about, kind_of, unscaled
 from inrfast.signals.volume import save_volume
 
 ENDING = ".frames"
@@ -81,6 +83,27 @@ def test_a_registered_kind_is_fitted_and_rendered(slides, tmp_path, capsys, monk
     told = " ".join(capsys.readouterr().out.split())
     assert "frames in one array" in told
     assert "slides: frames to fit (100% if not given)" in told
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_a_kind_without_a_recipe_is_fitted_whatever_its_shape(sides):
+    coords = inr.grid(sides)
+    recipe = by_hash_grid(Signal(coords, torch.zeros(len(coords), 1), {"shape": sides}))
+    net = inr.INR(len(sides), 1, **recipe.network)
+    assert net(coords).shape == (len(coords), 1)
+    assert recipe.steps >= 1000 and recipe.lr > 0
+
+
+def test_the_recipe_reconstructs_what_the_neutral_network_does_not():
+    x = inr.grid((20, 28))
+    target = 0.5 * ((25 * x).sin().prod(1, keepdim=True) + (x.sum(1, keepdim=True) > 0.3)) - 0.25
+    recipe = by_hash_grid(Signal(x, target, {"shape": [20, 28]}))
+    fitted = [
+        inr.fit(net, x, target, steps=200, lr=lr, data_range=1.0, eval_every=200, progress=False).psnr
+        for net, lr in ((inr.INR(2, 1, **recipe.network), recipe.lr), (inr.INR(2, 1, width=64, hidden_layers=2), 1e-3))
+    ]
+    assert fitted[0] > 35 > 25 > fitted[1], fitted
 
 
 def test_an_option_of_two_kinds_has_one_form(slides):
