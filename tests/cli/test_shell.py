@@ -202,7 +202,7 @@ def test_names_leave_through_an_encoding_that_lacks_their_letters(folder, monkey
         letter = "\\xfc" if encoding == "ascii" else "ü"
         assert out.startswith(f"gr{letter}n\\xff.png: ") and len(out.splitlines()) == 2
         assert err == f"inrfast: error: there is no file absent-gr{letter}n\\xff.png\n"
-    assert sorted(path.suffix for path in (folder / "new").iterdir()) == [".json", ".png", ".safetensors"]
+    assert sorted(path.suffix for path in (folder / "new").iterdir()) == [".html", ".json", ".png", ".safetensors"]
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
