@@ -190,7 +190,9 @@ def _warnings(fitted: Fitted, compared: Comparison | None) -> list[str]:
     if compared.explained is not None and compared.explained < LITTLE:
         found.append(f"The network explains only {compared.explained:.1%} of the signal's variance.")
     if fitted.kind == "image" and compared.outside > CLIPPED:
-        found.append(f"{compared.outside:.1%} of the network's values lie outside [0, 1]; the written file has them clipped.")
+        found.append(
+            f"{compared.outside:.1%} of the network's values lie outside [0, 1]; the written file has them clipped."
+        )
     return found
 
 
