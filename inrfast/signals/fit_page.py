@@ -98,7 +98,8 @@ def page(fitted: Fitted) -> Page:
 
 
 def _titled(kind: str) -> str:
-    return {"audio": "Sound and reconstruction", "mesh": "Slices"}.get(kind, f"{kind.capitalize()} and reconstruction")
+    special = {"audio": "Sound and reconstruction"} | dict.fromkeys(("mesh", "sdf", "points"), "Slices")
+    return special.get(kind, f"{kind.capitalize()} and reconstruction")
 
 
 def _seen(fitted: Fitted) -> Sequence[Block]:
