@@ -169,20 +169,19 @@ def run(arguments: argparse.Namespace) -> int:
         outcome += f", IoU {found['iou']:.4f} at points it did not see"
     with bar(arguments, "evaluating the network"):
         predictions = render(net, about["shape"], progress=progress(arguments), memory_budget=arguments.memory_budget)
-    if signal.measure is not None:
-        measured = signal.measure(net, predictions)
-        found |= {name: finite(value) for name, value in measured.items()}
-        outcome += "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in measured.items())
+    measured = {} if signal.measure is None else signal.measure(net, predictions)
+    found |= {name: finite(value) for name, value in measured.items()}
+    outcome += "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in measured.items())
     try:
         with at_work(f"writing {out}", arguments.quiet):
             write_signal(name, predictions, about, out)
     except ValueError as error:  # no surface was found; the network is worth keeping
         found["out"] = None
         _write_report(report_file, found)
-        write_page(arguments, found, signal, predictions, result, net, [f"{error}: no {name} was written."])
+        write_page(arguments, found, signal, predictions, result, net, measured, [f"{error}: no {name} was written."])
         return complain(f"{error}; after {outcome}; kept the network in {model_file} and {report_file}", 1)
     _write_report(report_file, found)
-    write_page(arguments, found, signal, predictions, result, net)
+    write_page(arguments, found, signal, predictions, result, net, measured)
     written = f"{out}, {report_file} and {model_file}"
     text = f"{arguments.signal}: {outcome} in {result.seconds:.1f} s; wrote {written}; to read: {page_file}"
     if choice is not None or not describes(arguments):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,10 @@ def write_page(
     predictions: Tensor,
     result: FitResult,
     net: nn.Module,
+    measured: Mapping[str, float],
     problems: Sequence[str] = (),
 ) -> None:
-    """Write the page of a fit, whose report ``found`` is."""
+    """Write the page of a fit, whose report ``found`` is, with the numbers that its kind of signal measured."""
     from inrfast.signals.fit_page import Fitted, page
 
     files = {"result": found["out"], "model": found["model"], "report": str(Path(found["page"]).with_suffix(".json"))}
@@ -37,7 +38,8 @@ def write_page(
         predictions=predictions,
         result=result,
         net=net,
-        iou=found.get("iou"),
+        iou=None if signal.held_out is None else found["iou"],
+        measured=measured,
         written={what: shown(Path(name).name) for what, name in files.items() if name is not None},
         problems=problems,
         chosen="The network was chosen by --network auto." if "choice" in found else "",

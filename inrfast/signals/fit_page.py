@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +50,8 @@ class Fitted:
         Of the fit.
     iou
         At points that a mesh's fit did not see.
+    measured
+        Further numbers of the kind of signal, by name.
     written
         Files by what they are; their names are shown.
     problems
@@ -67,6 +69,7 @@ class Fitted:
     result: FitResult
     net: nn.Module
     iou: float | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
     written: Mapping[str, str] | None = None
     problems: Sequence[str] = ()
     chosen: str = ""
@@ -89,6 +92,7 @@ def page(fitted: Fitted) -> Page:
     sections += [training, Section(network.title, [*_files(fitted), *network.blocks]), meanings]
     facts = result_page.facts(result)
     facts |= {"IoU": f"{fitted.iou:.4f}"} if fitted.iou is not None else {}
+    facts |= {name.replace("_", " "): f"{value:.4g}" for name, value in fitted.measured.items()}
     facts |= {
         "size": _size([*fitted.signal.about["shape"]]),
         "parameters": f"{sum(parameter.numel() for parameter in fitted.net.parameters()):,}",
@@ -98,7 +102,8 @@ def page(fitted: Fitted) -> Page:
 
 
 def _titled(kind: str) -> str:
-    return {"audio": "Sound and reconstruction", "mesh": "Slices"}.get(kind, f"{kind.capitalize()} and reconstruction")
+    special = {"audio": "Sound and reconstruction"} | dict.fromkeys(("mesh", "sdf", "points"), "Slices")
+    return special.get(kind, f"{kind.capitalize()} and reconstruction")
 
 
 def _seen(fitted: Fitted) -> Sequence[Block]:
@@ -190,7 +195,9 @@ def _warnings(fitted: Fitted, compared: Comparison | None) -> list[str]:
     if compared.explained is not None and compared.explained < LITTLE:
         found.append(f"The network explains only {compared.explained:.1%} of the signal's variance.")
     if fitted.kind == "image" and compared.outside > CLIPPED:
-        found.append(f"{compared.outside:.1%} of the network's values lie outside [0, 1]; the file has them clipped.")
+        found.append(
+            f"{compared.outside:.1%} of the network's values lie outside [0, 1]; the written file has them clipped."
+        )
     return found
 
 

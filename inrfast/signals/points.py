@@ -21,6 +21,7 @@ from inrfast.signals.meshes.ply import has_faces, read_ply_points
 from inrfast.signals.meshes.xyz import read_npy, read_xyz
 from inrfast.signals.paths import readable
 from inrfast.signals.sdf import RENDER_OPTIONS, ROWS_PER_STEP, apart, box_points, evaluated, grid_of, residual, write
+from inrfast.signals.views import of_distances
 from inrfast.training.regularizers.eikonal import Eikonal, NormalAlignment, OffSurface
 
 __all__ = ["PointCloud", "estimate_normals", "load_points", "sample_cloud"]
@@ -351,5 +352,6 @@ SIGNALS.add(
         shared=lambda: [".ply", ".npy"],
         claims=_is_cloud,
         recipe=smooth,
+        view=of_distances,
     ),
 )

@@ -31,6 +31,7 @@ from inrfast.signals.mesh import (
 )
 from inrfast.signals.meshes.files import SUFFIXES, check_mesh, load_mesh, save_mesh
 from inrfast.signals.meshes.winding import POINTS
+from inrfast.signals.views import of_distances
 from inrfast.training.regularizers.eikonal import Eikonal
 
 if TYPE_CHECKING:
@@ -291,5 +292,6 @@ SIGNALS.add(
         check=check_placement,
         shared=lambda: SUFFIXES,
         recipe=smooth,
+        view=of_distances,
     ),
 )

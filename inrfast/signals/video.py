@@ -28,6 +28,7 @@ from inrfast.signals.formats.raster import Demand
 from inrfast.signals.image import LUMA, load_image, readable_suffixes, save_image
 from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, unscaled
 from inrfast.signals.paths import as_path, readable, writable
+from inrfast.signals.views import of_video
 
 __all__ = ["load_video", "save_video"]
 
@@ -440,5 +441,6 @@ SIGNALS.add(
         shared=lambda: animation.SUFFIXES,
         claims=_claims,
         folders=True,
+        view=of_video,
     ),
 )

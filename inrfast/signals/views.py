@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,6 +76,26 @@ def of_volume(signal: Signal, predictions: Tensor) -> Sequence[Block]:
     channels = fitted.shape[-1]
     shown = "" if channels in (1, 3) else f" The first of {channels} channels is shown."
     return [Text(f"Black is the least value of the volume, white the largest.{shown}"), Pictures(pictures)]
+
+
+def of_video(signal: Signal, predictions: Tensor) -> Sequence[Block]:
+    """Return the first, the middle and the last frame: as fitted, as the network makes it, and the error."""
+    fitted, about = signal.target.reshape(predictions.shape), signal.about
+    pictures = []
+    for frame in dict.fromkeys([0, len(fitted) // 2, len(fitted) - 1]):
+        one, two = (_smaller(values[frame]) * about["scale"] + about["offset"] for values in (fitted, predictions))
+        where = f"frame {frame + 1} of {len(fitted)}"
+        pictures += [
+            image_picture(_coloured(one), f"The video, {where}", f"Original, {where}."),
+            image_picture(_coloured(two), f"The network's video, {where}", f"Reconstruction, {where}."),
+            _error_picture((two - one).abs().mean(-1, keepdim=True), f"Mean absolute error, {where}"),
+        ]
+    return [Pictures(pictures)]
+
+
+def of_distances(signal: Signal, predictions: Tensor) -> Sequence[Block]:
+    """Return slices as :func:`of_mesh` does, of distances, which are negative inside."""
+    return of_mesh(replace(signal, target=-signal.target), -predictions)
 
 
 def of_mesh(signal: Signal, predictions: Tensor) -> Sequence[Block]:
@@ -180,7 +201,7 @@ def _slices(signal: Signal, values: np.ndarray) -> list[Picture]:
     """Draw the middle slice along each axis."""
     middles = [np.take(values, side // 2, axis) for axis, side in enumerate(values.shape)]
     most = float(np.quantile(np.abs(np.concatenate([middle.ravel() for middle in middles])), QUANTILE))
-    points, inside = signal.coords.numpy(), signal.target.reshape(-1).numpy() > 0
+    points, told = signal.coords.numpy(), signal.target.reshape(-1).numpy()
     pictures = []
     for axis, name in enumerate("xyz"):
         figure = plots.new_figure(4.6, 4.4)
@@ -190,7 +211,7 @@ def _slices(signal: Signal, values: np.ndarray) -> list[Picture]:
         one, two = (other for other in range(3) if other != axis)
         _slice(axes, middles[axis], most or 1.0)
         near = np.flatnonzero(np.abs(points[:, axis] - height) < SLAB)[:DOTS]
-        for chosen, colour, label in ((inside, "#000000", "inside"), (~inside, "#ffffff", "outside")):
+        for chosen, colour, label in ((told > 0, "#000000", "inside"), (told < 0, "#ffffff", "outside")):
             own = near[chosen[near]]
             axes.scatter(
                 points[own, one], points[own, two], s=7, color=colour, edgecolor="0.4", linewidth=0.3, label=label

@@ -24,7 +24,7 @@ from inrfast.pages import Pictures
 from inrfast.signals import comparison, fit_page
 from inrfast.signals.fit_page import Fitted, compared_with, page
 from inrfast.signals.kinds import Signal
-from inrfast.signals.views import of_image, of_volume
+from inrfast.signals.views import of_distances, of_image, of_video, of_volume
 
 FAST = ["--steps", "6", "--width", "8", "--hidden-layers", "1", "--quiet", "--json"]
 
@@ -184,6 +184,22 @@ def test_volumes_show_their_middle_slices():
     for picture, values in zip(slices, (target[2], target[:, 2], target[:, :, 3]), strict=True):
         np.testing.assert_allclose(picture, ((values[..., 0] + 0.5) * 255).round().numpy(), atol=1)
     assert len(re.findall("slice", " ".join(own.caption for own in block.pictures))) == 9
+
+
+def test_videos_show_three_frames():
+    target = torch.rand(5, 3, 4, 3) - 0.5
+    about = {"shape": [5, 3, 4], "offset": 0.5, "scale": 1.0}
+    (block,) = of_video(Signal(inr.grid((5, 3, 4)), target, about), target)
+    for picture, frame in zip(block.pictures[::3], (0, 2, 4), strict=True):
+        shown = np.asarray(Image.open(io.BytesIO(picture.data)))
+        np.testing.assert_allclose(shown, ((target[frame] + 0.5) * 255).round().numpy(), atol=1)
+
+
+def test_distances_are_drawn_as_slices():
+    coords = inr.grid((6, 6, 6))
+    distances = coords.norm(dim=1, keepdim=True) - 0.7
+    made = of_distances(Signal(coords, distances, {"shape": [6, 6, 6]}), distances.reshape(6, 6, 6, 1))
+    assert [len(block.pictures) for block in made] == [3]
 
 
 def test_a_large_image_is_shown_smaller():
