@@ -466,14 +466,16 @@ def test_fit_refuses_what_is_no_image(photo, tmp_path, refused):
     text.write_text("not an image")
     empty.touch()
     (tmp_path / "song.mp3").write_text("a song")
+    (tmp_path / "folder").mkdir()
     before = files(tmp_path)
     out = ["--out", tmp_path / "result.png"]
     refused(fit_photo(tmp_path / "missing.png", *out), "missing.png")
     refused(fit_photo(truncated, *out), "truncated.png", "truncated")
     refused(fit_photo(text, *out), "text.png", "not an image")
     refused(fit_photo(empty, *out), "empty.png", "empty")
-    refused(fit_photo(tmp_path, *out), "folder")
-    refused(fit_photo(tmp_path / "song.mp3", *out), ".mp3", ".png", ".wav", ".npy", ".obj")
+    refused(fit_photo(tmp_path / "folder", *out), "is a folder")
+    refused(fit_photo(tmp_path, *out), "empty.png", "empty")  # a folder of images is a video
+    refused(fit_photo(tmp_path / "song.mp3", *out), ".mp3", ".png", ".wav", ".npy")
     assert files(tmp_path) == before
 
 
