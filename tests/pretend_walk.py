@@ -57,7 +57,7 @@ class Machine:
     def __init__(self, device: str) -> None:
         self.device = device
         self.coords = inr.grid((SIDE, SIDE)).to(device)
-        self.net = inr.INR(2, 2, width=32, hidden_layers=2, activation="sine").to(device)
+        self.net = inr.INR(2, 2, width=32, hidden_layers=2, activation="sine", seed=0).to(device)
         self.target = torch.sin(3 * self.coords)
 
     @functools.cached_property
@@ -85,7 +85,7 @@ class Machine:
 
     def normed(self, position: str) -> inr.INR:
         """Return the network with a batch norm."""
-        options = {"width": 32, "hidden_layers": 2, "activation": "sine", "norm_position": position}
+        options = {"width": 32, "hidden_layers": 2, "activation": "sine", "norm_position": position, "seed": 0}
         return inr.INR(2, 2, norm=["batch", None], **options).to(self.device)
 
     def fit(self, count: int = 1, net: inr.INR | None = None, **options: Any) -> torch.Tensor:

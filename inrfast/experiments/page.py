@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from inrfast.experiments.paper import Figure, Outcome, Paper
 from inrfast.pages import Block, Entries, Page, Picture, Pictures, Section, Table, Text
+from inrfast.pages.page import PNG
 
 Described = dict[str, Any]
 
@@ -113,9 +114,11 @@ def _asked(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _section(found: Described, pictures: Mapping[str, bytes]) -> Section:
     blocks: list[Block] = [Text(text) for text in found["text"]]
-    if pictures:
+    whole = {name: data for name, data in pictures.items() if data.startswith(PNG)}
+    if whole:
         several = len(pictures) > 1
-        blocks.insert(0, Pictures([_picture(found, name, data, several) for name, data in pictures.items()]))
+        blocks.insert(0, Pictures([_picture(found, name, data, several) for name, data in whole.items()]))
+    blocks += [Text(f"The drawing {name}.png is damaged.", tone="warning") for name in pictures if name not in whole]
     if found["rows"]:
         blocks.append(Table(HEAD, found["rows"], "The paper and ours"))
     blocks += [Table(head, rows, title) for title, head, rows in found["tables"]]

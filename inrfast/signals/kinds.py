@@ -271,7 +271,7 @@ def kind_of(path: Path, asked: str | None = None) -> str:
     if owners:
         return owners[-1]
     if suffix:
-        known = ", ".join(f"{name} ({listed(kind.readable())})" for name, kind in SIGNALS.items() if kind.readable())
+        known = ", ".join(f"{name} ({_first(kind)})" for name, kind in SIGNALS.items() if kind.readable())
         asking = "".join(f"; --as {name}: {listed(SIGNALS[name].shared())}" for name in claims)
         raise ValueError(f"no kind of signal ends in {suffix}: {known}{asking}; got {path}")
     return ANY
@@ -283,6 +283,12 @@ def listed(suffixes: Collection[str]) -> str:
     if ".jpg" in usual:
         return f"{', '.join(usual)} (or another image)"
     return " or ".join(suffix or "folder without a suffix" for suffix in suffixes)
+
+
+def _first(kind: SignalKind) -> str:
+    """Return the usual suffixes of a kind, for a message that names all kinds."""
+    usual = [kind.ending, *(suffix for suffix in kind.readable() if suffix != kind.ending)]
+    return ", ".join(usual[:3]) + (", ..." if len(usual) > 3 else "")
 
 
 def load_signal(name: str, path: Path, **given: Any) -> Signal:
