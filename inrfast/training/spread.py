@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import as_tensor, is_array
+from inrfast.boxes import stated_bounds
 from inrfast.calling import Select
 from inrfast.errors import check_coords, check_tensor
 from inrfast.pixels import as_values, is_picture, range_of_pixels
@@ -113,7 +114,7 @@ def _on(dtype: torch.dtype, device: torch.device, argument: str, given: Any, whi
 
 
 def _grids(nets: Sequence[nn.Module], targets: Any, select: Select) -> tuple[list[Tensor], list[tuple[int, ...]]]:
-    """Return the coordinates that stand in for those not given, one tensor for networks of one grid, and their shapes.
+    """Return the coordinates that stand in for those not given, one tensor for networks of one grid and box, and shapes.
 
     A tensor of targets that is no grid of values itself is one of a grid per network.
     """
@@ -130,8 +131,14 @@ def _grids(nets: Sequence[nn.Module], targets: Any, select: Select) -> tuple[lis
             grid_in(net, tuple(as_tensor("targets", own).shape), select, f"targets[{i}]")
             for i, (net, own) in enumerate(zip(nets, each("targets", targets, count), strict=True))
         ]
-    grids = {shape: aligned(grid_of(nets[0], shape)) for shape in shapes}
-    return [grids[shape] for shape in shapes], shapes
+    grids: dict[Any, Tensor] = {}
+    made = []
+    for net, shape in zip(nets, shapes, strict=True):
+        key = str(stated_bounds(net)), shape
+        if key not in grids:
+            grids[key] = aligned(grid_of(net, shape))
+        made.append(grids[key])
+    return made, shapes
 
 
 def check_nets(nets: Any) -> list[nn.Module]:
