@@ -79,7 +79,7 @@ def psnr(pred: ArrayLike, target: ArrayLike, data_range: float | None = 1.0) -> 
         of white; the mean is taken over all entries, in fp64.
     data_range
         Largest minus smallest value the signal can take; 1 for images in [0, 1]. None takes :func:`data_range_of` the
-        target, as :func:`inrfast.fit` does. Of pixels, 255 (65535) is the same as 1.
+        target, and 1 of pixels, as :func:`inrfast.fit` does. Of pixels, 255 (65535) is the same as 1.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def ssim(pred: ArrayLike, target: ArrayLike, data_range: float | None = 1.0) -> 
         window); channels are averaged.
     data_range
         Largest minus smallest value an image can take; 1 for images in [0, 1]. None takes :func:`data_range_of` the
-        target.
+        target, and 1 of pixels.
 
     Raises
     ------

@@ -75,15 +75,17 @@ def as_values(
 
 
 def range_of_pixels(data_range: Any, white: int | None, argument: str = "data_range") -> Any:
-    """Return a range for values that were divided by ``white``: 1, whether it was given for them or for the pixels.
+    """Return a range for values that were divided by ``white``: 1, given for them, for the pixels, or not at all.
 
     Raises
     ------
     ValueError
         It is neither 1 nor the white.
     """
-    if white is None or data_range is None:
+    if white is None:
         return data_range
+    if data_range is None:
+        return 1.0
     given = check_float(argument, data_range, minimum=0.0, exclusive=True)
     if given not in (1.0, white):
         raise ValueError(
@@ -91,6 +93,27 @@ def range_of_pixels(data_range: Any, white: int | None, argument: str = "data_ra
             f"{given:g}; scale them yourself for another range"
         )
     return 1.0
+
+
+def one_white(argument: str, white: int | None, other: str, others: int | None) -> int | None:
+    """Return the white of two arguments, of which one PSNR is stated for one range.
+
+    Raises
+    ------
+    ValueError
+        One holds pixels and the other does not, or pixels of other bits.
+    """
+    if white != others:
+        raise ValueError(
+            f"{argument} and {other} must be of one kind, got {kind_of(white)} and {kind_of(others)}: give both as "
+            "pixels of one dtype, or both as floating-point values"
+        )
+    return white
+
+
+def kind_of(white: int | None) -> str:
+    """Return what values are whose white this is."""
+    return "values that are no pixels" if white is None else f"pixels of {white.bit_length()} bits"
 
 
 def _samples(argument: str, picture: Any) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inrfast.pixels import as_values, is_picture, range_of_pixels
+from inrfast.pixels import as_values, is_picture, one_white, range_of_pixels
 from inrfast.signals.image import load_image
 
 GENERATOR = np.random.default_rng(0)
@@ -60,7 +60,9 @@ def test_integers_without_a_white_are_refused():
         as_values("target", Image.fromarray(np.ones((3, 3), dtype=np.int32)))
 
 
-@pytest.mark.parametrize(("given", "white", "found"), [(255, 255, 1.0), (1, 255, 1.0), (None, 255, None), (7, None, 7)])
+@pytest.mark.parametrize(
+    ("given", "white", "found"), [(255, 255, 1.0), (1, 255, 1.0), (None, 255, 1.0), (None, None, None), (7, None, 7)]
+)
 def test_a_range_is_that_of_the_pixels_or_of_their_share(given, white, found):
     assert range_of_pixels(given, white) == found
 
@@ -68,3 +70,11 @@ def test_a_range_is_that_of_the_pixels_or_of_their_share(given, white, found):
 def test_another_range_is_refused():
     with pytest.raises(ValueError, match=r"data_range must be 255 for pixels of 8 bits, or 1 .* got 100"):
         range_of_pixels(100, 255)
+
+
+def test_two_arguments_of_one_psnr_have_one_white():
+    assert one_white("target", 255, "eval_target", 255) == 255 and one_white("a", None, "b", None) is None
+    with pytest.raises(ValueError, match="target and eval_target must be of one kind, got pixels of 8 bits and values"):
+        one_white("target", 255, "eval_target", None)
+    with pytest.raises(ValueError, match="pixels of 8 bits and pixels of 16 bits"):
+        one_white("target", 255, "eval_target", 65535)

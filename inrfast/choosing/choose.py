@@ -78,7 +78,7 @@ def choose(
     seconds
         Time, from the first candidate on, after which no further one is begun; None: no limit.
     data_range
-        Of the PSNRs; None: :func:`inrfast.metrics.data_range_of` the signal.
+        Of the PSNRs; None: :func:`inrfast.metrics.data_range_of` the signal, 1 of pixels.
     seed
         Below 2^32. Of the networks, and of what is sampled.
     memory_budget

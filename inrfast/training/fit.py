@@ -176,14 +176,14 @@ def fit(
         Stop after so many evaluations without a better PSNR.
     eval_coords, eval_target
         Points and values for the evaluation, such as another resolution; values alone belong to ``coords``, points of
-        weight 0 included.
+        weight 0 included. They are pixels of one dtype with the target's, or neither is.
     data_range
         Range of the signal for which PSNRs are stated, whatever the loss is, kept in the result. PSNRs compare the
         predictions with the targets; with ``"bce"``, whose predictions are logits f, the probabilities ``sigmoid(f)``
         (:attr:`inrfast.losses.Loss.link`). None takes the range from the
         values of the evaluation: 1 where they lie in [-1, 1] and span at least 0.5, as images do; else the largest
         minus the smallest (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it. Of
-        pixels of 8 bits, whose values are divided by 255, 255 is the same as 1.
+        pixels of 8 bits, whose values are divided by 255, it is 1, whatever they span, and 255 is the same.
     regularizers
         What is added to the loss: functions, or pairs (function, factor), each a scalar tensor. They ask by name for
         ``net``, ``prediction``, ``target``, ``coords``, ``weight``, ``index``, ``step`` and ``modules``, points being

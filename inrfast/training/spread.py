@@ -13,7 +13,7 @@ from inrfast.arrays import as_tensor, is_array
 from inrfast.boxes import stated_bounds
 from inrfast.calling import Select
 from inrfast.errors import check_coords, check_tensor
-from inrfast.pixels import as_values, is_picture, range_of_pixels
+from inrfast.pixels import as_values, is_picture, one_white, range_of_pixels
 from inrfast.seeds import seed_of
 from inrfast.training.data import aligned, calling_of, check_apart, check_net, count_outputs, of_dtype
 from inrfast.training.given import NOTHING, Made, grid_in, grid_of, taken
@@ -50,7 +50,8 @@ class Own:
         own["data_range"] = range_of_pixels(own["data_range"], made.white)
         if own["eval_target"] is not None:
             points = own["coords"] if own["eval_coords"] is None else own["eval_coords"]
-            own["eval_target"] = taken(net, points, own["eval_target"], select, "eval_target")[1]
+            own["eval_target"], evaluated = taken(net, points, own["eval_target"], select, "eval_target")[1:]
+            one_white("target", made.white, "eval_target", evaluated.white)
         return cls(**own, made=made, seed_given=own["seed"] is not None)
 
     @classmethod
@@ -75,6 +76,8 @@ class Own:
         eval_coords, eval_target = given["eval_coords"], given["eval_target"]
         own |= {"eval_coords": [eval_coords] * count, "eval_target": [None] * count}
         if eval_target is not None:
+            for i, white in enumerate(each("eval_target", whites.get("eval_target"), count)):
+                one_white(f"targets[{i}]", made[i].white, f"eval_target[{i}]", white)
             evaluated = points if eval_coords is None else _own_points("eval_coords", eval_coords, count)
             own |= {"eval_coords": evaluated}
             own |= {"eval_target": _own_values("eval_target", eval_target, evaluated, count, outputs)}
@@ -114,7 +117,7 @@ def _on(dtype: torch.dtype, device: torch.device, argument: str, given: Any, whi
 
 
 def _grids(nets: Sequence[nn.Module], targets: Any, select: Select) -> tuple[list[Tensor], list[tuple[int, ...]]]:
-    """Return the coordinates that stand in for those not given, one tensor for networks of one grid and box, and shapes.
+    """Return the coordinates that stand in for those not given, one tensor for networks of one grid, and their shapes.
 
     A tensor of targets that is no grid of values itself is one of a grid per network.
     """

@@ -20,3 +20,45 @@ def test_each_network_has_the_grid_of_its_own_bounds(several):
     for box, target, own in zip(boxes, targets, found, strict=True):
         alone = inr.fit(network(box), None, target, **options)
         assert own.losses == pytest.approx(alone.losses, rel=1e-5) and own.psnr == pytest.approx(alone.psnr, abs=1e-3)
+
+
+PIXELS = torch.randint(60, 100, (5, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+OTHERS = {8: PIXELS, 16: PIXELS.to(torch.uint16) * 257, 0: PIXELS / 255}
+NOTED = pytest.mark.filterwarnings("ignore:.*pixels of")
+
+
+@NOTED
+@pytest.mark.parametrize("target", OTHERS)
+@pytest.mark.parametrize("evaluated", OTHERS)
+@pytest.mark.parametrize("coords", [None, inr.grid((5, 4))], ids=["none", "grid"])
+def test_target_and_eval_target_are_pixels_of_one_kind_or_none(target, evaluated, coords):
+    def fits():
+        yield inr.fit(network(), coords, OTHERS[target], eval_target=OTHERS[evaluated], **options)
+        yield from inr.fit_many([network()], coords, [OTHERS[target]], eval_target=[OTHERS[evaluated]], **options)
+        yield from inr.fit_many([network()], coords, OTHERS[target], eval_target=OTHERS[evaluated], **options)
+
+    options = {"steps": 1, "progress": False, "data_range": max(2**target - 1, 1)}
+    if target == evaluated:
+        for result in fits():
+            usual = inr.fit(network(), coords, OTHERS[0], steps=1, data_range=1, progress=False)
+            assert result.data_range == 1 and result.psnr == pytest.approx(usual.psnr, abs=1e-3)
+        return
+    with pytest.raises(ValueError, match=r"target and eval_target must be of one kind, got"):
+        next(fits())
+    with pytest.raises(ValueError, match=r"targets\[0\] and eval_target\[0\] must be of one kind, got"):
+        inr.fit_many([network()], coords, [OTHERS[target]], eval_target=[OTHERS[evaluated]], **options)
+
+
+@NOTED
+def test_the_range_of_pixels_is_their_white_whatever_they_span():
+    ranges = [255, 65535, None]
+    nets, targets = [network() for _ in OTHERS], list(OTHERS.values())
+    found = inr.fit_many(nets, None, targets, steps=1, data_range=ranges, eval_target=targets, progress=False)
+    span = float(OTHERS[0].max() - OTHERS[0].min())
+    assert [own.data_range for own in found] == [1, 1, pytest.approx(span)]
+    for net, own, values in zip(nets, found, targets, strict=True):
+        result = inr.fit(network(), None, values, steps=1, progress=False)
+        assert result.data_range == pytest.approx(own.data_range)
+        shown = net(inr.grid((5, 4))).detach().reshape(5, 4)
+        truth = -10 * torch.log10((shown - OTHERS[0]).double().square().mean() / own.data_range**2)
+        assert own.psnr == pytest.approx(float(truth), abs=1e-3)

@@ -14,6 +14,7 @@ from inrfast.calling import Select
 from inrfast.errors import check_choice, check_int, warn
 from inrfast.metrics import data_range_of
 from inrfast.modes import in_training_modes
+from inrfast.pixels import one_white, range_of_pixels
 from inrfast.records import Record
 from inrfast.snapshot import snapshot
 from inrfast.training.data import Data, check_spread
@@ -75,7 +76,8 @@ def adapt(
     coords
         Points (N, d) of all signals, or (B, N, d) of each.
     signals
-        Values (B, N, M) or (B, *grid, M), where M = 1 also without the last axis; or a sequence of B tensors.
+        Values (B, N, M) or (B, *grid, M), where M = 1 also without the last axis; or a sequence of B tensors. Pixels of
+        whole numbers and pictures are taken as by :func:`inrfast.fit`.
     steps, lr
         Updates, 0 for the PSNRs of the start alone, and their rate.
     optimizer
@@ -85,7 +87,7 @@ def adapt(
         ``coords``.
     data_range
         For which PSNRs are stated; None takes that of all the signals together: 1 where they lie in [-1, 1] and span at
-        least 0.5, else the largest minus the smallest value.
+        least 0.5, else the largest minus the smallest value. Of pixels it is 1, for which 255 (65535) may stand.
     memory_budget, select
         See :func:`inrfast.fit`.
 
@@ -110,17 +112,19 @@ def adapt(
     """
     steps = check_int("steps", steps, minimum=0)
     check_choice("optimizer", optimizer, OPTIMIZERS)
-    data = check_signals(net, coords, signals, spread=False, select=select)
+    data, white = check_signals(net, coords, signals, spread=False, select=select)
     measured: Data | None = None
     if eval_signals is not None:
         points = coords if eval_coords is None else eval_coords
-        measured = check_signals(
+        measured, whites = check_signals(
             net, points, eval_signals, ("eval_coords", "eval_signals"), spread=False, select=select
         )
         if len(measured.target) != len(data.target):
             raise ValueError(f"eval_signals must hold {len(data.target)} signals, got {len(measured.target)}")
+        one_white("signals", white, "eval_signals", whites)
     elif eval_coords is not None:
         raise ValueError("eval_coords needs eval_signals, the values there")
+    data_range = range_of_pixels(data_range, white)
     if data_range is None:
         check_spread(data, "signals")
         data_range = data_range_of((measured or data).target)

@@ -167,7 +167,7 @@ def meta_learn(
     check_net(net)
     if select is not None:
         net = Called(net, Calling(select))
-    data = check_signals(net, coords, signals)
+    data, _ = check_signals(net, coords, signals)
     check_plain(net, data.coords[0])
     warn_of_other_box(net, data.coords.flatten(0, 1))
     check_choice("method", method, METHODS)

@@ -12,7 +12,7 @@ from inrfast.calling import Select
 from inrfast.errors import check_coords, check_tensor
 from inrfast.mlp import describe
 from inrfast.nn import declared_sizes
-from inrfast.pixels import as_values
+from inrfast.pixels import as_values, one_white
 from inrfast.snapshot import snapshot
 from inrfast.training.data import MOST_SPREAD, Data, aligned, check_data, check_net, of_dtype
 
@@ -27,8 +27,8 @@ def check_signals(
     names: tuple[str, str] = ("coords", "signals"),
     spread: bool = True,
     select: Select = None,
-) -> Data:
-    """Return points (1 or B, N, d) and values (B, N, M) of B signals, of the network's dtype and device.
+) -> tuple[Data, int | None]:
+    """Return points (1 or B, N, d) and values (B, N, M) of B signals, of the network's dtype and device, and the white.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def check_signals(
         Bad shapes, dtypes, devices, or a spread that is hardly meant; NaN or Inf.
     """
     dtype, device = check_net(net)
-    values = _one_tensor(names[1], signals, dtype, device)
+    values, white = _one_tensor(names[1], signals, dtype, device)
     if values.ndim < 2:
         raise ValueError(
             f"{names[1]} must have shape (B, N, M) or (B, *grid, M) for B signals, got {tuple(values.shape)}; one "
@@ -73,7 +73,7 @@ def check_signals(
                 "scale them (pixels of 8 bits: divide by 255)"
             )
     target = aligned(values.detach().reshape(len(values), *first.target.shape[1:]))
-    return Data(first.coords if shared else aligned(coords.detach()), target)
+    return Data(first.coords if shared else aligned(coords.detach()), target), white
 
 
 @torch.no_grad()
@@ -105,18 +105,21 @@ def check_plain(net: nn.Module, coords: Tensor, argument: str = "net") -> None:
         raise ValueError(f"{argument} {fault}, as batch norm and dropout do; meta-learning takes networks without them")
 
 
-def _one_tensor(argument: str, signals: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return signals as one tensor, from a tensor or from a sequence of them."""
+def _one_tensor(argument: str, signals: Any, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, int | None]:
+    """Return signals as one tensor, from a tensor or from a sequence of them, and the white of their pixels."""
     if isinstance(signals, Sequence) and not isinstance(signals, str):
         # Pixels of all signals are told once.
-        made = [as_values(f"{argument}[{i}]", own, dtype, device, told=i == 0)[0] for i, own in enumerate(signals)]
-        some = [check_tensor(f"{argument}[{i}]", own, finite=False) for i, own in enumerate(made)]
+        made = [as_values(f"{argument}[{i}]", own, dtype, device, told=i == 0) for i, own in enumerate(signals)]
+        for i, (_, white) in enumerate(made):
+            one_white(f"{argument}[0]", made[0][1], f"{argument}[{i}]", white)
+        some = [check_tensor(f"{argument}[{i}]", own, finite=False) for i, (own, _) in enumerate(made)]
         kinds = {(tuple(own.shape), own.dtype, own.device) for own in some}
         if len(kinds) != 1:
             got = ", ".join(sorted(str(tuple(own.shape)) for own in some)[:4]) or "none"
             raise ValueError(f"{argument} must be at least one tensor, all of one shape, dtype and device, got {got}")
-        return torch.stack([own.detach() for own in some])
-    return check_tensor(argument, as_values(argument, signals, dtype, device)[0], finite=False).detach()
+        return torch.stack([own.detach() for own in some]), made[0][1]
+    values, white = as_values(argument, signals, dtype, device)
+    return check_tensor(argument, values, finite=False).detach(), white
 
 
 def _check_own(names: tuple[str, str], coords: Tensor, values: Tensor, device: torch.device) -> None:

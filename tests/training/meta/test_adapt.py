@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from PIL import Image
 from torch.optim import SGD, Adam
 
 import inrfast as inr
@@ -85,3 +86,21 @@ def test_no_steps_give_the_psnrs_of_the_start() -> None:
     assert none.losses.shape == (0, 4) and torch.equal(none.psnrs, one.psnrs[:1])
     for net in none.nets:
         assert all(torch.equal(own, start.state_dict()[name]) for name, own in net.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*pixels of")
+@pytest.mark.parametrize("data_range", [None, 1, 255])
+@pytest.mark.parametrize("kind", ["tensor", "pictures"])
+def test_pixels_have_the_psnr_of_their_values(data_range, kind):
+    pixels = torch.randint(60, 100, (3, 9, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    given = pixels if kind == "tensor" else [Image.fromarray(own.numpy()) for own in pixels]
+    usual = inr.adapt(network(), COORDS, pixels.double() / 255, data_range=1)
+    for evaluated in (None, given):
+        found = inr.adapt(network(), COORDS, given, data_range=data_range, eval_signals=evaluated)
+        assert found.data_range == 1 and torch.allclose(found.psnrs, usual.psnrs)
+    with pytest.raises(ValueError, match="signals and eval_signals must be of one kind"):
+        inr.adapt(network(), COORDS, given, eval_signals=pixels.double())
+    with pytest.raises(ValueError, match="must be of one kind"):
+        inr.meta_learn(network(), COORDS, [pixels[0], pixels[1].double()], steps=1)
+    with pytest.raises(ValueError, match="data_range must be 255"):
+        inr.adapt(network(), COORDS, given, data_range=100)

@@ -55,7 +55,7 @@ def problem(net: nn.Module, points: int = 23, count: int = 3, own: bool = False,
     shape = (count, points, 2) if own else (points, 2)
     coords = torch.rand(*shape, generator=generator, dtype=torch.float64)
     outputs = net(coords.reshape(-1, 2)[:2]).shape[1]
-    return check_signals(net, coords, torch.rand(count, points, outputs, generator=generator, dtype=torch.float64))
+    return check_signals(net, coords, torch.rand(count, points, outputs, generator=generator, dtype=torch.float64))[0]
 
 
 def trained(net: nn.Module) -> dict[str, Tensor]:
@@ -196,7 +196,7 @@ def test_what_does_not_fit_the_memory_is_taken_in_chunks_or_refused_before_the_f
 @pytest.mark.parametrize("activation", ["sine", "finer", "wire", "relu"])
 def test_a_step_takes_no_more_than_the_least_budget_that_is_named_nor_than_what_it_was_given(activation: str) -> None:
     net = inr.INR(2, 1, width=48, hidden_layers=3, activation=activation)
-    data = check_signals(net, inr.grid((40, 40)), torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)))
+    data, _ = check_signals(net, inr.grid((40, 40)), torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(MemoryBudgetError) as refused:
         WrittenOutSecondOrder(net, Inner(2, 0.1), data, 3, 1)
     least = refused.value.needed
