@@ -230,7 +230,7 @@ def check_tensor(
     if nonempty and got.numel() == 0:
         raise ValueError(f"{argument} must not be empty, got shape {tuple(got.shape)}")
     if finite:
-        _check_readable(argument, got)
+        check_readable(argument, got)
     if finite and got.is_floating_point() and not _is_finite(got):
         bad = int((~torch.isfinite(got)).sum())
         raise ValueError(f"{argument} must be finite, got {bad} NaN or Inf among its {got.numel()} entries")
@@ -246,7 +246,7 @@ def _cure(argument: str, dtype: torch.dtype) -> str:
     return "; pixels of 8 bits: .float() / 255" if dtype == torch.uint8 else "; .float() makes one (.double() in fp64)"
 
 
-def _check_readable(argument: str, got: Tensor) -> None:
+def check_readable(argument: str, got: Tensor) -> None:
     """Refuse tensors whose entries are not there, or that torch hardly computes with."""
     if got.layout != torch.strided or got.is_nested:
         kind = "a nested tensor" if got.is_nested else f"layout {got.layout}; call .to_dense()"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inrfast.arrays import as_tensor
-from inrfast.errors import check_float, warn
+from inrfast.errors import check_float, check_readable, check_tensor, warn
 
 WHITE = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535}
 """The largest value of dtypes whose values are shares of it: masks, and pixels of 8 and 16 bits."""
@@ -25,6 +25,11 @@ def is_picture(given: Any) -> bool:
     """Return whether something is an image of Pillow's, whose library is not imported for it."""
     module = sys.modules.get("PIL.Image")
     return module is not None and isinstance(given, module.Image)
+
+
+def is_mask(given: Any) -> bool:
+    """Return whether a picture or tensor holds booleans."""
+    return isinstance(given, Tensor) and given.dtype == torch.bool
 
 
 def as_values(
@@ -55,10 +60,14 @@ def as_values(
     Raises
     ------
     TypeError
-        It is neither, or a picture of 32-bit integers, whose white is not known.
+        It is neither, no dense tensor, or a picture of 32-bit integers, whose white is not known.
+    ValueError
+        It is empty, or holds no numbers.
     """
     array = _samples(argument, given) if is_picture(given) else given
     tensor = as_tensor(argument, array, device)
+    check_tensor(argument, tensor, floating=False, finite=False)
+    check_readable(argument, tensor)
     white = WHITE.get(tensor.dtype)
     if white is None:
         return tensor, None

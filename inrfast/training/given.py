@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from inrfast.arrays import as_tensor, is_array
 from inrfast.boxes import stated_bounds
 from inrfast.calling import Calling, Select
+from inrfast.errors import check_tensor
 from inrfast.grids import grid
 from inrfast.memory import budget_bytes, require
 from inrfast.nn import declared_sizes
-from inrfast.pixels import as_values, is_picture
-from inrfast.training.data import channels_cure, check_net, count_outputs, moved
+from inrfast.pixels import as_values, is_mask, is_picture, kind_of
+from inrfast.training.data import channels_cure, check_net, count_outputs, moved, of_dtype
 
 KEPT = 2
 """Copies of the points at a time while batches are gathered: the parts, and the whole that is made of them."""
@@ -63,6 +64,8 @@ def taken(net: nn.Module, coords: Any, target: Any, select: Select, name: str = 
             f"{name} is missing: call fit(net, coords, {name}), or fit(net, {name}=image) of a signal on a grid, whose "
             "coordinates are then made"
         )
+    if isinstance(coords, DataLoader):
+        raise TypeError(f"coords holds batches, whose values are the {name}; leave {name} out: fit(net, loader)")
     white = None
     if is_picture(target) or is_array(target):
         target, white = as_values(name, target, dtype, device)
@@ -159,12 +162,15 @@ def gathered(net: nn.Module, batches: Any, memory_budget: int | None) -> tuple[T
     count = _length(batches)
     points: list[Tensor] = []
     values: list[Tensor] = []
-    white = None
+    kinds: list[tuple[str, int | None]] = []
     for number, batch in enumerate(_in_order(batches)):
         if number >= count:
             raise ValueError(f"coords must be as many batches as its length says, {count}, got more")
-        own, target, white = _pair(number, batch, dtype, device)
-        if number == 0:
+        own, target, *kind = _pair(number, batch, dtype, device, all(white is None for _, white in kinds))
+        kinds.append(tuple(kind))
+        if number > 0:
+            _check_alike(number, (points[0], values[0], kinds[0]), (own, target, kinds[-1]))
+        else:
             needed = KEPT * count * (own.numel() + target.numel()) * dtype.itemsize
             instead = "give fewer points, or raise memory_budget: a fit holds all of its points"
             require(needed, budget_bytes(memory_budget, device), f"gathering {count} batches", instead)
@@ -173,7 +179,7 @@ def gathered(net: nn.Module, batches: Any, memory_budget: int | None) -> tuple[T
     if not points:
         raise ValueError("coords must hold at least one batch of (coords, values), got none")
     size = len(points[0]) if len(points) > 1 else None
-    return torch.cat(points), torch.cat(values), size, Made(None, white)
+    return torch.cat(points), torch.cat(values), size, Made(None, kinds[0][1])
 
 
 def _length(batches: Any) -> int:
@@ -212,14 +218,36 @@ def _in_order(batches: Any) -> Any:
     )
 
 
-def _pair(number: int, batch: Any, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, int | None]:
-    """Return points (n, d) and values (n, M) of one batch."""
+def _check_alike(
+    number: int,
+    first: tuple[Tensor, Tensor, tuple[str, int | None]],
+    own: tuple[Tensor, Tensor, tuple[str, int | None]],
+) -> None:
+    """Refuse a batch whose points or values are of another width or kind than those of the first."""
+    for what, mine, others in zip(("points of (n, {})", "values of (n, {})"), own, first, strict=False):
+        if mine.shape[1] != others.shape[1]:  # type: ignore[union-attr]
+            widths = [what.format(tensor.shape[1]) for tensor in (others, mine)]  # type: ignore[union-attr]
+            raise ValueError(f"batches of coords must be alike, got {widths[0]} in batch 0 and {widths[1]} in {number}")
+    if own[2] != first[2]:
+        raise TypeError(
+            f"batches of coords must hold values of one kind, got {first[2][0]} in batch 0 and {own[2][0]} in {number}"
+        )
+
+
+def _pair(
+    number: int, batch: Any, dtype: torch.dtype, device: torch.device, told: bool
+) -> tuple[Tensor, Tensor, str, int | None]:
+    """Return points (n, d) and values (n, M) of one batch, of what kind they are, and their white."""
     where = f"batch {number} of coords"
     if not isinstance(batch, Sequence) or isinstance(batch, str) or len(batch) != 2:
         kind = f"{type(batch).__name__}{f' of {len(batch)}' if hasattr(batch, '__len__') else ''}"
         raise TypeError(f"{where} must be a pair (coords, values), got {kind}; a loader's collate_fn can make it one")
-    points = as_tensor(f"{where}, its points", batch[0], device)
-    values, white = as_values("the values in coords", batch[1], dtype, device, told=number == 0)
+    named = f"batch {number}'s coords", f"batch {number}'s values"
+    points = of_dtype(named[0], check_tensor(named[0], batch[0], device=device), dtype)
+    given = batch[1] if is_picture(batch[1]) else as_tensor(named[1], batch[1], device)
+    values, white = as_values(named[1], given, dtype, device, told)
+    values = of_dtype(named[1], check_tensor(named[1], values, finite=False), dtype)
+    kind = kind_of(white) if white is not None else "booleans" if is_mask(given) else "floating-point values"
     shape, places = tuple(values.shape), tuple(points.shape[:-1])
     if not places or shape not in (places, (*places, *shape[-1:])):
         raise ValueError(
@@ -230,5 +258,6 @@ def _pair(number: int, batch: Any, dtype: torch.dtype, device: torch.device) -> 
     return (
         points.detach().to(device, dtype).reshape(count, -1),
         values.detach().to(device, dtype).reshape(count, -1),
+        kind,
         white,
     )

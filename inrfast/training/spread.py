@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from inrfast.arrays import as_tensor, is_array
 from inrfast.boxes import stated_bounds
@@ -61,6 +62,9 @@ class Own:
         whites: dict[str, Any] = {}
         given = {name: _on(dtype, device, name, own, whites) for name, own in given.items()}
         made = [Made(None, white) for white in each("targets", whites.get("targets"), count)]
+        several = given["coords"] if isinstance(given["coords"], Sequence) else [given["coords"]]
+        if any(isinstance(own, DataLoader) for own in several):
+            raise TypeError("coords must be points, got a DataLoader; fit(net, loader) takes batches, for one network")
         if given["targets"] is None:
             raise TypeError("targets are missing: call fit_many(nets, coords, targets)")
         if given["coords"] is None:
@@ -91,6 +95,9 @@ class Own:
 
 ARRAYS = ("coords", "targets", "weight", "eval_coords", "eval_target")
 """Arguments that are arrays, or sequences of them."""
+
+NUMBERS = ("lr", "target_psnr", "seed", "data_range")
+"""Arguments that are numbers, or sequences of them."""
 
 
 def _on(dtype: torch.dtype, device: torch.device, argument: str, given: Any, whites: dict[str, Any]) -> Any:
@@ -192,7 +199,9 @@ def _each_modules(given: Any, nets: Sequence[nn.Module]) -> list[tuple[nn.Module
 
 
 def each(argument: str, given: Any, count: int) -> list[Any]:
-    """Return one value per network, from one for all or from a sequence."""
+    """Return one value per network, from one for all or from a sequence; numbers may be those of an array."""
+    if argument in NUMBERS and is_array(given) and as_tensor(argument, given).ndim == 1:
+        given = as_tensor(argument, given).tolist()
     if isinstance(given, Sequence) and not isinstance(given, str):
         if len(given) != count:
             raise ValueError(f"{argument} must be one value or {count} of them (one per network), got {len(given)}")

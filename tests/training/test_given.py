@@ -148,6 +148,67 @@ def test_what_is_no_batches_is_refused_with_help(batches, error, told):
         inr.fit(network(), batches, steps=1)
 
 
+def batches(points=lambda own: own, values=lambda own: own):
+    """Return two batches, the second one changed."""
+    pairs = [(COORDS[part], VALUES.reshape(-1, 3)[part]) for part in torch.arange(54).split(27)]
+    return [pairs[0], (points(pairs[1][0]), values(pairs[1][1]))]
+
+
+OTHERS = {
+    "complex": ({"values": lambda own: own + 0j}, TypeError, "batch 1's values must have a floating-point dtype"),
+    "whole": ({"values": lambda own: own.long()}, TypeError, "batch 1's values must have a floating-point dtype"),
+    "fp8": ({"values": lambda own: own.to(torch.float8_e4m3fn)}, TypeError, "batch 1's values must .* of 16 bits"),
+    "sparse": ({"values": lambda own: own.to_sparse()}, TypeError, "batch 1's values must be a dense tensor"),
+    "counted": ({"points": lambda own: own.long()}, TypeError, r"batch 1's coords must .* inrfast.grid\(\(H, W\)\)"),
+    "masked": ({"values": lambda own: own > 0}, TypeError, "floating-point values in batch 0 and booleans in 1"),
+    "bytes": ({"values": lambda own: own.byte()}, TypeError, "floating-point values in batch 0 and pixels of 8 bits"),
+    "wide": ({"points": lambda own: own.double() * 1e300}, ValueError, "batch 1's coords must be within the range"),
+    "line": (
+        {"points": lambda own: own[:, :1]},
+        ValueError,
+        r"points of \(n, 2\) in batch 0 and points of \(n, 1\) in",
+    ),
+    "grey": ({"values": lambda own: own[:, :1]}, ValueError, r"values of \(n, 3\) in batch 0 and values of \(n, 1\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*pixels of")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_batch_of_another_kind_is_refused(kind):
+    changed, error, told = OTHERS[kind]
+    with pytest.raises(error, match=told):
+        inr.fit(network(), batches(**changed), steps=1)
+
+
+def test_batches_of_pixels_are_told_and_have_their_range():
+    flat = PIXELS.reshape(-1, 3)
+    with pytest.warns(UserWarning, match="batch 0's values holds pixels of 8 bits") as told:
+        found = inr.fit(network(), [(COORDS[:27], flat[:27]), (COORDS[27:], flat[27:])], steps=1, data_range=255)
+    assert found.data_range == 1 and found.config["white"] == 255 and len(told) == 1
+    half = [(COORDS[:27], flat[:27] / 255), (COORDS[27:], flat[27:].to(torch.uint16))]
+    with pytest.warns(UserWarning, match="batch 1's values"), pytest.raises(TypeError, match="of one kind"):
+        inr.fit(network(), half, steps=1)
+
+
+@pytest.mark.parametrize("target", [torch.rand(9, 6).to_sparse(), torch.zeros(0, 6), torch.zeros(9, 6, device="meta")])
+def test_values_that_are_not_there_are_refused(target):
+    for coords in (None, COORDS):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"target must (be a dense|not be empty)|target is on the meta"
+        ):
+            inr.fit(network(1), coords, target, steps=1)
+
+
+def test_batches_where_points_belong_are_refused():
+    loader = DataLoader(FLAT, batch_size=10)
+    with pytest.raises(TypeError, match="coords holds batches, whose values are the target; leave target out"):
+        inr.fit(network(), loader, VALUES, steps=1)
+    for given in (loader, [loader, loader]):
+        for targets in (None, VALUES):
+            with pytest.raises(TypeError, match=r"coords must be points, got a DataLoader; fit\(net, loader\)"):
+                inr.fit_many([network(), network()], given, targets, steps=1)
+
+
 def test_batches_take_no_weight_and_no_more_memory_than_there_is():
     loader = DataLoader(FLAT, batch_size=10)
     with pytest.raises(ValueError, match="weight can't go with batches"):

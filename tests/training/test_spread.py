@@ -1,5 +1,6 @@
 """What ``fit_many`` is given belongs to each network as it would in a fit of its own."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,3 +63,17 @@ def test_the_range_of_pixels_is_their_white_whatever_they_span():
         shown = net(inr.grid((5, 4))).detach().reshape(5, 4)
         truth = -10 * torch.log10((shown - OTHERS[0]).double().square().mean() / own.data_range**2)
         assert own.psnr == pytest.approx(float(truth), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_numbers_of_networks_may_be_an_array(kind):
+    x, y = torch.rand(20, 2, generator=torch.Generator().manual_seed(0)), torch.rand(20, 1)
+    numbers = {"lr": [1e-2, 2e-2], "seed": [3, 4], "data_range": [1.0, 2.0], "target_psnr": [90.0, 91.0]}
+    options = {"steps": 4, "batch_size": 5, "progress": False}
+    usual = inr.fit_many([network(), network()], x, y, **numbers, **options)
+    arrays = {name: kind(own, dtype=None) for name, own in numbers.items()} | {"lr": np.array(numbers["lr"])}
+    found = inr.fit_many([network(), network()], x, y, **arrays, **options)
+    assert [own.losses for own in found] == [own.losses for own in usual]
+    assert [own.data_range for own in found] == [1.0, 2.0]
+    with pytest.raises(ValueError, match="seed must be one value or 2 of them"):
+        inr.fit_many([network(), network()], x, y, seed=kind([1, 2, 3]), **options)
