@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.arrays import as_tensor, is_array
 from inrfast.errors import check_choice, check_float, check_int
 from inrfast.memory import counted, require_free, tells_refusals
 
@@ -16,7 +17,9 @@ ENDPOINTS = ("inclusive", "exclusive", "center")
 
 
 def check_bounds(bounds: Any, dimensions: int) -> list[tuple[float, float]]:
-    """Return one ``(low, high)`` pair per axis from a single pair or a sequence of pairs."""
+    """Return one ``(low, high)`` pair per axis from a single pair, a sequence of pairs, or an array of either."""
+    if is_array(bounds):
+        bounds = as_tensor("bounds", bounds).tolist()
     try:
         pairs = [tuple(pair) for pair in bounds] if isinstance(bounds[0], Sequence) else [tuple(bounds)] * dimensions
     except (TypeError, IndexError, KeyError):

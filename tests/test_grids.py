@@ -90,3 +90,13 @@ def test_the_shape_of_a_grid_is_found_in_both_orders_and_of_no_other_points(shap
         assert shape_of(points[torch.tensor([*range(1, len(points)), 0])]) is None
         assert shape_of(points[1:]) is None
         assert shape_of(torch.cat([points, points])) is None
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_bounds_may_be_an_array(kind):
+    for bounds in ((0.0, 2.0), ((0.0, 2.0), (-1.0, 3.0))):
+        assert torch.equal(inr.grid((3, 4), bounds=kind(bounds)), inr.grid((3, 4), bounds=bounds))
+        assert inr.INR(2, 1, bounds=kind(bounds)).bounds == inr.INR(2, 1, bounds=bounds).bounds
+    for bad, error in ((0.5, TypeError), ((1.0, 0.0), ValueError), (((0.0, 1.0),) * 3, ValueError)):
+        with pytest.raises(error, match="bounds must"):
+            inr.INR(2, 1, bounds=kind(bad))
