@@ -53,6 +53,11 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def plain(name: str) -> str:
+    """Return a name, which may hold dollars, as the text for matplotlib that shows it: no formula begins there."""
+    return name.replace("$", r"\$")
+
+
 def check_drawable(path: str | os.PathLike[str]) -> None:
     """Refuse a path that no figure can be written to before there is one, or any where none can be drawn.
 

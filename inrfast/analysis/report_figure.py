@@ -33,7 +33,7 @@ def draw(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure
     figure = plots.new_figure(14 * len(drawn) / 3, 5)
     for axes, panel in zip(figure.subplots(1, len(drawn)), drawn.values(), strict=True):
         panel(axes)
-    figure.suptitle(network_name(report.network), fontsize=12)
+    figure.suptitle(plots.plain(network_name(report.network)), fontsize=12)
     if path is not None:
         plots.save(figure, path)
     return figure
@@ -71,7 +71,9 @@ def _singular_values(axes: Axes, report: DiagnosisReport, ordered: Sequence[Repr
     hidden = {z.name for z in ordered} - {"input"}
     matrices = {_z_name(z): z.spectrum.singular_values for z in ordered if z.name in hidden}
     weights = {
-        f"weight of {w.factors[0]}": w.spectrum.singular_values for w in report.weights if w.factors[0] in hidden
+        plots.plain(f"weight of {w.factors[0]}"): w.spectrum.singular_values
+        for w in report.weights
+        if w.factors[0] in hidden
     }
     _spectra(
         axes,
@@ -83,7 +85,9 @@ def _singular_values(axes: Axes, report: DiagnosisReport, ordered: Sequence[Repr
 
 def _kernel(axes: Axes, kernel: KernelDiagnosis) -> None:
     """Draw the eigenvalues of the kernel and its blocks, and the intervals of the kernel's ranks."""
-    curves = {"NTK": kernel.whole.eigenvalues} | {f"block of {k.name}": k.eigenvalues for k in kernel.blocks}
+    curves = {"NTK": kernel.whole.eigenvalues} | {
+        plots.plain(f"block of {k.name}"): k.eigenvalues for k in kernel.blocks
+    }
     _spectra(
         axes,
         curves,
@@ -91,7 +95,7 @@ def _kernel(axes: Axes, kernel: KernelDiagnosis) -> None:
         relative_to=max(kernel.whole.eigenvalues, default=None),
         black=["NTK"],
         log_index=True,
-        title=f"Eigenvalues of the NTK and its blocks\n{kernel.label}",
+        title=f"Eigenvalues of the NTK and its blocks\n{plots.plain(kernel.label)}",
     )
     largest, error = max(kernel.whole.eigenvalues, default=0.0), kernel.whole.upper_error
     if largest > 0 and error / largest > axes.get_ylim()[0]:
@@ -115,4 +119,4 @@ def _spectra(axes: Axes, curves: Mapping[str, tuple[float, ...]], title: str, **
 
 
 def _z_name(z: Representation) -> str:
-    return "input" if z.name == "input" else f"output of {z.name}"
+    return "input" if z.name == "input" else plots.plain(f"output of {z.name}")

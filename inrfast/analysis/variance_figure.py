@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def draw(variance: NTKVariance, path: str | os.PathLike[str] | None) -> Figure:
     """Return the figure that :meth:`NTKVariance.plot` describes; with ``path``, also write it there."""
-    names = [name or "network" for name in variance.layers]
+    names = [plots.plain(name) or "network" for name in variance.layers]
     width, height = 2.2 + 0.62 * len(names), 1.8 + 0.42 * len(names)
     figure = plots.new_figure(width + 3.4, max(height, 2.8))
     left, right = figure.subplots(1, 2, width_ratios=[width, 3.0])

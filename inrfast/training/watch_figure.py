@@ -38,12 +38,14 @@ def draw(seen: Watch, path: str | os.PathLike[str] | None) -> Figure:
     traces = _columns([record.layer_shares for record in records])
     plots.over_steps(
         steps,
-        {name or type(seen.net).__name__: column for name, column in traces.items()},
+        {plots.plain(name or type(seen.net).__name__): column for name, column in traces.items()},
         shares,
         label="share of the trace",
         title="Shares of the layers",
     )
-    told = {f"dead in {name}": column for name, column in _columns([r.dead_units for r in records]).items()}
+    told = {
+        plots.plain(f"dead in {name}"): column for name, column in _columns([r.dead_units for r in records]).items()
+    }
     changes = [float("nan") if record.weights_change is None else record.weights_change for record in records]
     plots.over_steps(
         steps,

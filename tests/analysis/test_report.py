@@ -9,6 +9,8 @@ import html5lib
 import pytest
 import torch
 from browser import browser, check
+from matplotlib.text import Text
+from torch import nn
 
 import inrfast as inr
 from inrfast.analysis import report_page
@@ -191,3 +193,19 @@ def test_a_page_without_matplotlib_says_what_is_left_out(report, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     made = report.to_html()
     assert "<img" not in made and "needs matplotlib: pip install &#39;inrfast[plots]&#39;" in made
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_modules_are_no_formulas(tmp_path):
+    names = ["$\\frac{x$", "a$_{$b", "\\$c$"]
+    net = nn.Sequential()
+    for name, layer in zip(names, (nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)), strict=True):
+        net.add_module(name, layer)
+    coords = inr.grid((4, 4))
+    found = diagnose(net, coords)
+    figures = [found.plot(tmp_path / "report.svg"), inr.variance(net, coords).plot(tmp_path / "variance.svg")]
+    figures.append(inr.watch(net, coords).plot(tmp_path / "watch.svg"))
+    for figure in figures:
+        shown = "".join(text.get_text() for text in figure.findobj(Text)).replace(r"\$", "$")
+        assert names[0] in shown
+    assert "not drawn" not in found.to_html()
