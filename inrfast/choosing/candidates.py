@@ -129,6 +129,11 @@ def maker(given: Any, sizes: Mapping[str, int], index: int) -> Make:
         raise ValueError(
             f"{argument} must have {wanted[0]} coordinates and {wanted[1]} outputs, got {got[0]}, {got[1]}"
         )
+    if net.bounds is not None:
+        raise ValueError(
+            f"{argument} must state no bounds, got {net.bounds}: candidates are compared at the points of coords, "
+            "which may lie in any box; state them in the network that you fit"
+        )
     if any(norm is not None for norm in net.norm_names):
         raise ValueError(f"{argument} must have no norm, whose kernel depends on the batch, got {net.norm_names}")
     return make

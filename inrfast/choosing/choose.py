@@ -57,8 +57,9 @@ def choose(
     ----------
     signal
         A file (image, sound, volume or mesh), a :class:`inrfast.signals.kinds.Signal`, or a floating tensor: values
-        (*grid, M) on ``inrfast.grid(grid)``, M at most 16; or (N,), (N, M), (*grid) or (*grid, M) at ``coords``. At
-        least 64 samples, not constant. Pixels of 8 or 16 bits and Pillow's images are taken as by :func:`inrfast.fit`.
+        (*grid, M) on ``inrfast.grid(grid)``, M at most 16, or (H, W) of one channel, W above 16; or (N,), (N, M),
+        (*grid) or (*grid, M) at ``coords``. At least 64 samples, not constant. Pixels of 8 or 16 bits and Pillow's
+        images are taken as by :func:`inrfast.fit`.
         What is predicted is a fit of the signal without the mean of each output, which a network finds soon where it is
         small: a mean larger than ``data_range`` warns, take it off before a fit.
     coords
@@ -67,7 +68,7 @@ def choose(
     candidates
         Your own, in place of the search: dicts of arguments of :class:`inrfast.INR` (``in_features``,
         ``out_features``, ``width`` and ``hidden_layers`` are filled in where they are left out), or functions of a seed
-        that return an INR. Without norms.
+        that return an INR. Without norms, and without ``bounds``: the points are those of ``coords``.
     width, hidden_layers
         Of the networks.
     points

@@ -79,11 +79,12 @@ def samples_of(
         weight, data_range = signal.weight, signal.data_range if data_range is None else data_range
         signal, coords = _gridded(signal), signal.coords
     if is_picture(signal) or is_array(signal):
+        picture = is_picture(signal)
         values, white = as_values("signal", signal)
         signal = values if values.is_floating_point() else signal  # others are refused
         data_range = range_of_pixels(data_range, white)
-        if coords is None and signal.ndim == 2 and white is not None:  # a picture of one channel
-            signal = signal[..., None]
+        if coords is None:
+            signal = _with_channels(signal, picture)
     values = _floating(signal).detach().cpu()
     if coords is None:
         _check_channels(values)
@@ -112,6 +113,21 @@ def _floating(signal: Any) -> Tensor:
             "for others"
         )
     return check_tensor("signal", values, finite=False)
+
+
+def _with_channels(signal: Any, picture: bool) -> Any:
+    """Return an image (H, W) without channels as (H, W, 1), whatever it came as; narrow ones are values of a line."""
+    shape = tuple(signal.shape)
+    if len(shape) != 2:
+        return signal
+    if shape[1] > MOST_CHANNELS:
+        return signal[..., None]
+    if picture:
+        raise ValueError(
+            f"signal must be wider than {MOST_CHANNELS} pixels as an image of one channel, got {shape}: as a tensor it "
+            f"would be {shape[0]} samples of {shape[1]} values; give numpy.asarray(image)[..., None]"
+        )
+    return signal
 
 
 def _check_channels(values: Tensor) -> None:

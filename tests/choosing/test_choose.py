@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import inrfast as inr
 from inrfast.choosing.candidates import rate_of
+from inrfast.choosing.samples import samples_of
 from inrfast.signals.kinds import Signal
 
 SINES = [{"activation": "sine", "omega": omega, "init": "siren"} for omega in (2.0, 10.0, 300.0)]
@@ -123,6 +125,7 @@ def test_checked_candidates_come_in_the_order_of_their_fits():
     assert fitted[2] is None
 
 
+@pytest.mark.filterwarnings("ignore:.*pixels of")
 @pytest.mark.parametrize(
     ("signal", "given", "words"),
     [
@@ -130,7 +133,22 @@ def test_checked_candidates_come_in_the_order_of_their_fits():
         (tones(20, 3.0), {}, "at least 64 samples"),
         (torch.full((100, 1), torch.nan), {}, "finite"),
         (torch.zeros(100), {}, "values last"),
-        (torch.rand(20, 30), {}, r"at most 16 .*signal\[\.\.\., None\]"),
+        (torch.rand(4, 20, 30), {}, r"at most 16 .*signal\[\.\.\., None\]"),
+        (
+            Image.new("L", (16, 20)),
+            {},
+            r"wider than 16 pixels .* 20 samples of 16 values; give numpy.asarray\(image\)\[",
+        ),
+        (
+            tones(100, 3),
+            {"candidates": [{"bounds": (0, 1)}]},
+            r"candidates\[0\] must state no bounds, got \(\(0.0, 1.0\),",
+        ),
+        (
+            tones(100, 3),
+            {"candidates": [lambda seed: inr.INR(1, 1, bounds=(0, 1), seed=seed)]},
+            r"candidates\[0\] must state no bounds",
+        ),
         (torch.zeros(20, 20, 3, dtype=torch.int32), {}, r"int32; give signal\.float\(\) / 255"),
         (np.zeros((20, 20, 3), np.int32), {}, r"int32; give signal\.astype\(\"float32\"\) / 255"),
         (tones(100, 3.0), {"coords": torch.zeros(100, 1)}, "coords must hold at least 64 different points, got 1 "),
@@ -207,3 +225,18 @@ def test_noise_is_not_said_to_be_better_than_its_mean():
     said = str(chosen(tones(150, 3.0)))
     assert "The mean alone:" in said
     assert "No network" not in said
+
+
+@pytest.mark.filterwarnings("ignore:.*pixels of")
+@pytest.mark.parametrize("width", [24, 8])
+def test_pixels_mean_what_their_values_mean(width):
+    pixels = torch.randint(
+        0, 256, (24 * 24 // width, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    same = [pixels, pixels / 255, pixels.numpy()]
+    same += [pixels[..., None], Image.fromarray(pixels.numpy())] if width > 16 else []
+    found = [samples_of(own, data_range=1) for own in same]
+    for own in found:
+        assert torch.equal(own.values, found[0].values) and own.shape == found[0].shape
+    assert found[0].shape == ((24, 24) if width > 16 else (72,))
+    assert samples_of(pixels).data_range == 1
