@@ -18,6 +18,9 @@ WHITE = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535}
 PLAIN = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}
 """Modes of Pillow that stand for another one with the same picture; of modes not named here, what they turn into."""
 
+ORIENTATION = 0x0112
+"""The tag of Exif that says how a camera was held; 1: upright."""
+
 TAKEN = ("L", "LA", "RGB", "RGBA", "F")
 
 
@@ -126,7 +129,14 @@ def kind_of(white: int | None) -> str:
 
 
 def _samples(argument: str, picture: Any) -> np.ndarray:
-    """Return the samples of a picture: those that Pillow holds, without a palette or a space of other colours."""
+    """Return the samples of a picture as it is meant to be seen: upright and without a palette.
+
+    A camera's orientation is applied, as :func:`inrfast.signals.image.load_image` does.
+    """
+    if picture.getexif().get(ORIENTATION, 1) != 1:
+        from PIL import ImageOps  # loaded with the picture's library alone
+
+        picture = ImageOps.exif_transpose(picture)
     mode = picture.mode
     if mode.startswith("I;16"):
         return np.asarray(picture)

@@ -78,3 +78,18 @@ def test_two_arguments_of_one_psnr_have_one_white():
         one_white("target", 255, "eval_target", None)
     with pytest.raises(ValueError, match="pixels of 8 bits and pixels of 16 bits"):
         one_white("target", 255, "eval_target", 65535)
+
+
+@pytest.mark.filterwarnings("ignore:.*pixels of")
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 3)])
+def test_a_cameras_orientation_is_applied_as_to_a_file(orientation, shape, tmp_path):
+    picture = Image.fromarray(pixels(*shape))
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "image.png", exif=exif)
+    values, _ = as_values("target", Image.open(tmp_path / "image.png"))
+    assert np.allclose(
+        load_image(tmp_path / "image.png", grey=len(shape) == 2).reshape(values.shape), values, atol=1e-6
+    )
+    assert tuple(values.shape[:2]) == ((4, 6) if orientation in (5, 6, 7, 8) else (6, 4))
