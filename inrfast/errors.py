@@ -243,7 +243,11 @@ def _cure(argument: str, dtype: torch.dtype) -> str:
         return "; only real numbers are taken"
     if argument.endswith("coords") and dtype != torch.bool:
         return "; of numbers of pixels inrfast.grid((H, W)) has the coordinates in [-1, 1], else .float() makes one"
-    return "; pixels of 8 bits: .float() / 255" if dtype == torch.uint8 else "; .float() makes one (.double() in fp64)"
+    return (
+        "; pixels of 8 bits: .float() / 255"
+        if dtype == torch.uint8
+        else ('; .float() makes one (.double() in fp64; of a NumPy array .astype("float32"))')
+    )
 
 
 def check_readable(argument: str, got: Tensor) -> None:

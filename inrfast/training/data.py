@@ -327,7 +327,7 @@ def _grid_of(argument: str, target: Tensor, coords: Tensor, outputs: int) -> tup
 def _shape_cure(argument: str, shape: tuple[int, ...], n: int, outputs: int) -> str:
     """Return how values of a shape that does not fit become those of n points, where that can be told."""
     if shape[:1] == (outputs,) and math.prod(shape[1:]) == n:
-        return f"; its outputs stand first, {argument}.{moved(len(shape))} brings them last"
+        return f"; its outputs stand first, {moved(argument, len(shape))}"
     if len(shape) > 1 and math.prod(shape[:-1]) == n:
         return channels_cure(shape[-1], outputs, argument)
     if math.prod(shape) == n:
@@ -336,9 +336,10 @@ def _shape_cure(argument: str, shape: tuple[int, ...], n: int, outputs: int) -> 
     return f"; that is {points} points" if points * outputs == math.prod(shape) else ""
 
 
-def moved(ndim: int) -> str:
-    """Return the call that brings the first of so many axes to the end."""
-    return f"permute({', '.join(map(str, [*range(1, ndim), 0]))})"
+def moved(argument: str, ndim: int) -> str:
+    """Say what brings the first of so many axes to the end."""
+    axes = ", ".join(map(str, [*range(1, ndim), 0]))
+    return f"{argument}.permute({axes}) brings them last (of a NumPy array .transpose({axes}))"
 
 
 def channels_cure(channels: int, outputs: int, argument: str) -> str:

@@ -68,12 +68,47 @@ def taken(net: nn.Module, coords: Any, target: Any, select: Select, name: str = 
         raise TypeError(f"coords holds batches, whose values are the {name}; leave {name} out: fit(net, loader)")
     white = None
     if is_picture(target) or is_array(target):
+        given = target
         target, white = as_values(name, target, dtype, device)
+        check_channels(net, coords, given, target, white, name)
     if coords is not None:
         return coords, target, Made(None, white)
     values = as_tensor(name, target, device)
     shape = grid_in(net, tuple(values.shape), select, name)
     return grid_of(net, shape), values, Made(shape, white)
+
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""What pictures of so many channels are to Pillow."""
+
+
+def check_channels(net: nn.Module, coords: Any, given: Any, values: Tensor, white: int | None, name: str) -> None:
+    """Refuse pictures and pixels (H, W, C) of other channels than a network of two coordinates has outputs.
+
+    What is said is done to what was given: the values that were made of it are not the caller's.
+    """
+    axes, outputs = declared_sizes(net)
+    picture, shape = is_picture(given), tuple(values.shape)
+    points = None if coords is None or not is_array(coords) else math.prod(as_tensor("coords", coords).shape[:-1])
+    if axes != 2 or outputs is None or white is None or points not in (None, math.prod(shape[:2])):
+        return
+    if len(shape) != 3 and not (picture and len(shape) == 2):
+        return
+    channels = shape[2] if len(shape) == 3 else 1
+    if channels == outputs or channels not in MODES or (not picture and outputs in shape):
+        return
+    cures = [f"make the network with out_features={channels}"]
+    if picture and not given.mode.startswith("I") and outputs in MODES:
+        cures.insert(0, f'give {name}.convert("{MODES[outputs]}")')
+    elif not picture and (channels, outputs) in ((4, 3), (2, 1)):
+        cures.insert(0, f"{name}[..., :{outputs}] leaves out the opacity")
+    elif not picture and (channels, outputs) == (3, 1):
+        cures.insert(0, f"({name} / {white}).mean(-1) is grey")
+    what = f"an image of mode {given.mode}" if picture else kind_of(white)
+    raise ValueError(
+        f"{name} must have as many channels as the network has outputs, {outputs}, got {what} with {channels}, "
+        f"{shape}; {', or '.join(cures)}"
+    )
 
 
 def grid_of(net: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -111,7 +146,7 @@ def grid_in(net: nn.Module, shape: tuple[int, ...], select: Select, name: str = 
 def _cure(shape: tuple[int, ...], axes: int, outputs: int, name: str) -> str:
     """Return how values of another shape become those of a grid."""
     if len(shape) == axes + 1 and shape[0] == outputs:
-        return f"; its outputs stand first, {name}.{moved(len(shape))} brings them last"
+        return f"; its outputs stand first, {moved(name, len(shape))}"
     if len(shape) == axes + 1:
         return channels_cure(shape[-1], outputs, name)
     if len(shape) == axes and shape[-1] != outputs:

@@ -17,7 +17,7 @@ from inrfast.errors import check_coords, check_tensor
 from inrfast.pixels import as_values, is_picture, one_white, range_of_pixels
 from inrfast.seeds import seed_of
 from inrfast.training.data import aligned, calling_of, check_apart, check_net, count_outputs, of_dtype
-from inrfast.training.given import NOTHING, Made, grid_in, grid_of, taken
+from inrfast.training.given import NOTHING, Made, check_channels, grid_in, grid_of, taken
 from inrfast.training.objective import check_modules
 
 
@@ -60,6 +60,7 @@ class Own:
         """Return those of each network of :func:`inrfast.fit_many`; what is shared is one tensor."""
         count, (dtype, device) = len(nets), check_net(nets[0], "nets[0]")
         whites: dict[str, Any] = {}
+        _check_pictures(nets, given)
         given = {name: _on(dtype, device, name, own, whites) for name, own in given.items()}
         made = [Made(None, white) for white in each("targets", whites.get("targets"), count)]
         several = given["coords"] if isinstance(given["coords"], Sequence) else [given["coords"]]
@@ -98,6 +99,14 @@ ARRAYS = ("coords", "targets", "weight", "eval_coords", "eval_target")
 
 NUMBERS = ("lr", "target_psnr", "seed", "data_range")
 """Arguments that are numbers, or sequences of them."""
+
+
+def _check_pictures(nets: Sequence[nn.Module], given: Mapping[str, Any]) -> None:
+    """Refuse pictures of other channels than their network's outputs."""
+    for i, (net, own) in enumerate(zip(nets, each("targets", given["targets"], len(nets)), strict=True)):
+        if is_picture(own):
+            name = f"targets[{i}]" if isinstance(given["targets"], Sequence) else "targets"
+            check_channels(net, None, own, *as_values(name, own, told=False), name)
 
 
 def _on(dtype: torch.dtype, device: torch.device, argument: str, given: Any, whites: dict[str, Any]) -> Any:

@@ -1,5 +1,7 @@
 """A fit of what users have is the fit of the tensors that it stands for, bit by bit."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -215,3 +217,44 @@ def test_batches_take_no_weight_and_no_more_memory_than_there_is():
         inr.fit(network(), loader, steps=1, weight=torch.ones(54))
     with pytest.raises(inr.errors.MemoryBudgetError, match="gathering 6 batches needs"):
         inr.fit(network(), loader, steps=1, memory_budget=2000)
+
+
+@NOTED
+@pytest.mark.parametrize("have", ["L", "LA", "RGB", "RGBA", "1", "P", "CMYK", "F", "I;16"])
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4])
+@pytest.mark.parametrize("coords", [None, COORDS], ids=["none", "grid"])
+def test_what_is_said_of_channels_cures_what_was_given(have, outputs, coords):
+    values = VALUES[..., 0].numpy()
+    picture = (
+        Image.fromarray(PIXELS.numpy())
+        .convert("L" if have in ("LA", "I;16") else "RGB")
+        .convert("LA" if have == "LA" else "L" if have == "I;16" else have)
+    )
+    if have in ("F", "I;16"):
+        picture = Image.fromarray(values if have == "F" else (values * 65535).astype(np.uint16))
+    array = np.array(picture.convert("RGB") if have == "P" else picture)
+    for name, given in (("picture", picture), ("array", array), ("tensor", torch.tensor(array))):
+        said = told(given, outputs, coords)
+        cures = CURE.findall(said)
+        for cure in cures:
+            assert not told(eval(cure, {"target": given}), outputs, coords)
+        assert not said or ("make the network with" in said and (cures or name != "picture" or have in ("F", "I;16")))
+
+
+CURE = re.compile(r"(?:; (?:give )?|, or )([(]?target(?:[.][a-z]|\[| /).*?)(?: is grey| leaves|, or make)")
+
+
+def told(target, outputs, coords):
+    """Return why a target is refused, nothing where it is not."""
+    try:
+        inr.fit(network(outputs), coords, target, steps=1, progress=False)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@NOTED
+def test_pictures_of_many_networks_are_cured_too():
+    picture = Image.fromarray(PIXELS.numpy())
+    with pytest.raises(ValueError, match=r'targets\[1\] must have .* give targets\[1\].convert\("L"\)'):
+        inr.fit_many([network(3), network(1)], None, [picture, picture], steps=1)
