@@ -81,6 +81,14 @@ def warn_of_other_box(net: nn.Module, coords: Tensor, copies: Iterable[nn.Module
         warn(said, UserWarning)
 
 
+def warn_of_evaluation(net: nn.Module, coords: Tensor) -> None:
+    """Warn, once per network, of points of an evaluation (N, d) outside the box that an :class:`INR` is made for."""
+    net = unwrapped(net)
+    if isinstance(net, INR) and net not in _warned and net not in _everywhere and (said := _outside(net, coords)):
+        _warned.add(net)
+        warn(f"eval_coords: {said}", UserWarning)
+
+
 def _outside(net: INR, coords: Tensor) -> str:
     """Return what is said of coordinates outside a network's box, nothing where they lie in it."""
     least, most = (float(side) for side in torch.aminmax(coords.detach()))

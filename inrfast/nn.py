@@ -506,6 +506,7 @@ class INR(nn.Module):
         told = f"activations={self.activations}, {omegas}norm_position={self.norm_position!r}"
         filters = dict.fromkeys("none" if own is None else shown(own) for own in self.modulation_configs)
         told += f", modulation={'/'.join(filters)}" if filters else ""
+        told += f", bounds={self.bounds}" if self.bounds is not None else ""
         return told + _other_numbers(self.bound_activations)
 
 

@@ -115,3 +115,25 @@ def test_nothing_is_said_of_points_that_this_library_places_outside():
         inr.ntk(net, PIXELS)
         inr.choose(torch.sin(20 * inr.grid(256)), candidates=[{"activation": "sine", "init": "siren"}], width=8,
                    hidden_layers=1, points=64, progress=False)  # fmt: skip
+
+
+def test_points_of_an_evaluation_outside_the_box_are_told_too():
+    coords = inr.grid((5, 5), bounds=(0, 1))
+    values = coords[:, :1].clone()
+    options = {"steps": 1, "progress": False, "eval_target": values}
+    net = network(bounds=(0, 1))
+    for fit in (
+        lambda: inr.fit(net, coords, values, eval_coords=coords - 1, **options),
+        lambda: inr.fit_many([network(bounds=(0, 1))], coords, values, eval_coords=coords - 1, **options),
+    ):
+        with pytest.warns(UserWarning, match=r"eval_coords: coordinates lie in \[-1, 0\] .* made for \[0, 1\]") as told:
+            fit()
+        assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inr.fit(net, coords, values, eval_coords=coords - 1, **options)  # once per network
+        inr.fit(network(bounds=(0, 1)), coords, values, eval_coords=coords / 2, **options)
+
+
+def test_the_text_of_a_network_states_its_bounds():
+    assert "bounds=((0.0, 1.0), (0.0, 1.0))" in repr(network(bounds=(0, 1))) and "bounds" not in repr(network())

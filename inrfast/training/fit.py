@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
-from inrfast.boxes import warn_of_other_box
+from inrfast.boxes import warn_of_evaluation, warn_of_other_box
 from inrfast.calling import Select
 from inrfast.errors import check_float
 from inrfast.modes import in_training_modes
@@ -362,6 +362,8 @@ def _fitted(nets: Sequence[nn.Module], own: Sequence[Own], given: Mapping[str, A
             member.evaluation = None if member.evaluation is None else member.evaluation.apart(copies)
     for member in members:
         warn_of_other_box(member.net, member.data.coords[0])
+        if member.evaluation is not None:
+            warn_of_evaluation(member.net, member.evaluation.coords[0])
     trainer = Trainer(members, options, options.described(None if several else given["target_psnr"]))
     trainer.train()
     seconds = time.perf_counter() - start
