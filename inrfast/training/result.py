@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,17 @@ from torch import Tensor
 from inrfast import notebook
 from inrfast.arrays import ArrayLike
 from inrfast.errors import DivergedError, check_int, check_tensor
+from inrfast.pixels import as_values
 from inrfast.records import Record, in_a_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image as Picture
+else:
+    Picture = Any  # Pillow is not imported for it
+
+PAGES = (".html", ".htm")
+"""Suffixes of pages."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,8 @@ class FitResult(Record):
         self,
         path: str | os.PathLike[str] | None = None,
         *,
-        target: ArrayLike | None = None,
-        reconstruction: ArrayLike | None = None,
+        target: ArrayLike | Picture | None = None,
+        reconstruction: ArrayLike | Picture | None = None,
         shape: Sequence[int] | None = None,
     ) -> Figure:
         """Return a figure of the loss and the PSNR over the steps, and below them of the signal and its reconstruction.
@@ -114,9 +122,11 @@ class FitResult(Record):
             Of a .png, .pdf or .svg to write it to, whole or not at all; None: none is written.
         target, reconstruction
             The signal and what the network returns for it: pictures (H, W), (H, W, 1) or (H, W, 3), or curves (N,) or
-            (N, 1); or rows (N,) or (N, C), C = 1 or 3, of a picture of ``shape``. None: not drawn.
+            (N, 1); or rows (N,) or (N, C), C = 1 or 3, of a picture of ``shape``. Pixels of whole numbers and Pillow's
+            images are taken as by :func:`inrfast.fit`. None: not drawn.
         shape
-            (H, W) of pictures given as rows, row after row; None: they have their own shape.
+            (H, W) of pictures given as rows, row after row; None: ``grid`` for rows of its number, others have their
+            own shape.
 
         Raises
         ------
@@ -129,43 +139,49 @@ class FitResult(Record):
         if sizes is not None and len(sizes) != 2:
             raise ValueError(f"shape must be (H, W), got {sizes}")
         given = {"target": target, "reconstruction": reconstruction}
-        drawn = {name: _drawable(name, own, sizes) for name, own in given.items() if own is not None}
+        drawn = {name: _drawable(name, own, sizes, self.grid) for name, own in given.items() if own is not None}
         if len({picture.shape for picture in drawn.values()}) > 1:
             shapes = " and ".join(str(picture.shape) for picture in drawn.values())
             raise ValueError(f"reconstruction must have the shape of target, got {shapes}")
         return draw(self, list(drawn.values()), target is None, path)
 
     def to_html(
-        self, path: str | os.PathLike[str] | None = None, images: Mapping[str, np.ndarray | Tensor] | None = None
+        self, path: str | os.PathLike[str] | None = None, images: Mapping[str, ArrayLike | Picture] | None = None
     ) -> str:
         """Return the fit as one self-contained HTML page: PSNR and loss over the steps, network, settings, warnings.
 
         Parameters
         ----------
         path
-            Where to write it too, whole or not at all; None writes nothing.
+            Of a .html or .htm to write it to as well, whole or not at all; None writes nothing.
         images
             What the page shows first, such as the target and the reconstruction, by their names: (H, W), (H, W, 1) or
-            (H, W, 3), in [0, 1], clipped to it.
+            (H, W, 3), in [0, 1], clipped to it; pixels of whole numbers and Pillow's images as by :func:`inrfast.fit`.
 
         Raises
         ------
         TypeError, ValueError
-            ``images`` is no mapping, or one of them has another shape or is not finite.
+            ``images`` is no mapping, or one of them has another shape or is not finite; another suffix.
         OSError
             The folder does not exist or cannot be written.
         """
         from inrfast.training.result_page import page, pictures
 
+        if path is not None and Path(path).suffix.lower() not in PAGES:
+            raise ValueError(f"path must end in one of {', '.join(PAGES)}, got {os.fspath(path)!r}")
         made = page(self, pictures({} if images is None else images))
         if path is not None:
             made.write(path)
         return made.html()
 
 
-def _drawable(argument: str, given: ArrayLike, sizes: tuple[int, ...] | None) -> np.ndarray:
-    """Return a curve (N,) or a picture (H, W) or (H, W, 3), in fp64."""
-    values = check_tensor(argument, given).detach().cpu().double()
+def _drawable(
+    argument: str, given: ArrayLike | Picture, sizes: tuple[int, ...] | None, grid: tuple[int, ...] | None
+) -> np.ndarray:
+    """Return a curve (N,) or a picture (H, W) or (H, W, 3), in fp64; rows of a grid (H, W) are a picture."""
+    values = check_tensor(argument, as_values(argument, given, told=False)[0]).detach().cpu().double()
+    if sizes is None and grid is not None and len(grid) == 2 and values.shape[0] == math.prod(grid):
+        sizes = grid if values.shape[1:] in ((), (1,), (3,)) else None
     if sizes is not None:
         rows, channels = math.prod(sizes), values.shape[-1] if values.ndim > 1 and values.shape[-1] in (1, 3) else 1
         if values.numel() != rows * channels or values.ndim > 3:

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from inrfast import plots
 from inrfast.activations import ACTIVATIONS
 from inrfast.analysis.report_text import network_name
+from inrfast.arrays import ArrayLike
+from inrfast.errors import check_tensor
 from inrfast.pages import Entries, Page, Picture, Pictures, Section, Text, drawn, figure_picture, image_picture
+from inrfast.pixels import as_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from PIL.Image import Image
 
     from inrfast.training.result import FitResult
 
@@ -49,18 +52,19 @@ def page(result: FitResult, shown: Sequence[Picture] = ()) -> Page:
     return Page("A fit", lead, [*first, *sections(result)], facts(result), warnings(result))
 
 
-def pictures(images: Mapping[str, np.ndarray | Tensor]) -> list[Picture]:
+def pictures(images: Mapping[str, ArrayLike | Image]) -> list[Picture]:
     """Return a user's images as pictures of a page, under their names."""
     if not isinstance(images, Mapping):
         raise TypeError(f"images must map names to images, got {type(images).__name__}")
     made = []
     for name, image in images.items():
-        values = np.asarray(image.detach().cpu().double() if isinstance(image, Tensor) else image)
+        named = f"images[{name!r}]"
+        taken, _ = as_values(named, image, told=False)
+        values = check_tensor(named, taken, finite=False).detach().cpu().double().numpy()
         shape = values.shape
         if not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))) or values.size == 0:
             raise ValueError(f"images[{name!r}] must have shape (H, W), (H, W, 1) or (H, W, 3), got {shape}")
-        if not np.issubdtype(values.dtype, np.floating) or not np.isfinite(values).all():
-            raise ValueError(f"images[{name!r}] must hold finite floating-point numbers in [0, 1], got {values.dtype}")
+        check_tensor(named, values)
         made.append(image_picture(values, f"Image {name}", str(name)))
     return made
 
@@ -97,8 +101,8 @@ def warnings(result: FitResult) -> list[str]:
     if result.stopped in ("interrupted", "diverged"):
         found.append(f"The fit did not come to its end: {STOPS[result.stopped]} after {result.steps:,} steps.")
     psnrs, steps = np.asarray(result.psnrs, dtype=float), np.asarray(result.eval_steps)
-    earlier = psnrs[steps <= 0.9 * result.steps]
-    if result.stopped == "steps" and len(earlier) > 1 and psnrs[-1] - earlier[-1] >= RISING:
+    earlier = psnrs[(steps <= 0.9 * result.steps) & np.isfinite(psnrs)]
+    if result.stopped == "steps" and len(earlier) > 1 and RISING <= psnrs[-1] - earlier[-1] < np.inf:
         found.append(
             f"The PSNR still rose by {psnrs[-1] - earlier[-1]:.2f} dB over the last tenth of the steps: more steps may "
             "make it better."

@@ -6,12 +6,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from exact_gradients import formula
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 
 import inrfast as inr
@@ -330,7 +332,7 @@ class OneArgument(nn.Module):
         ({"target": (255 * picture()).int()}, TypeError, "target"),
         ({"target": 1e300 * picture().double()}, ValueError, "target must be within the range of the network's dtype"),
         ({"target": picture() / 0}, ValueError, "target must be finite"),
-        ({"target": picture().to("meta")}, ValueError, "target is on meta"),
+        ({"target": picture().to("meta")}, ValueError, "target is on the meta device"),
         ({"steps": 0}, ValueError, "steps"),
         ({"steps": 1.5}, TypeError, "steps"),
         ({"lr": 0}, ValueError, "lr"),
@@ -737,6 +739,17 @@ def test_the_figure_of_a_fit_shows_losses_psnrs_and_pictures(tmp_path) -> None:
         figure = result.plot(tmp_path / "fit.png", target=picture(), reconstruction=own, shape=shape)
         pictures = [axes.get_images()[0].get_array() for axes in figure.axes if axes.get_images()]
         assert torch.allclose(torch.as_tensor(pictures[2].data).float(), off, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*pixels of")
+def test_the_figure_of_a_fit_takes_what_the_fit_took() -> None:
+    pixels = torch.randint(0, 256, (4, 6, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    net = small()
+    for own in (pixels, pixels.numpy(), Image.fromarray(pixels.numpy()), pixels.reshape(-1, 3)):
+        result = fit(net, target=pixels, steps=1, progress=False)
+        figure = result.plot(target=own, reconstruction=net(inr.grid((4, 6))))
+        target, made, _ = (axes.get_images()[0].get_array() for axes in figure.axes if axes.get_images())
+        assert np.allclose(target, pixels / 255) and made.shape == (4, 6, 3)
 
 
 @pytest.mark.parametrize(

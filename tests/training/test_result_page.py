@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from browser import browser, check
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import inrfast as inr
-from inrfast.training.result_page import MOST_POINTS, _thinned, page, warnings
+from inrfast.training.result_page import MOST_POINTS, _thinned, facts, page, pictures, sections, warnings
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def test_a_browser_shows_it(result, tmp_path):
         ({"a": np.zeros(3)}, ValueError, r"images\['a'\] must have shape"),
         ({"a": np.zeros((2, 2, 2))}, ValueError, "must have shape"),
         ({"a": np.full((2, 2), np.nan)}, ValueError, "finite"),
-        ({"a": np.zeros((2, 2), dtype=np.uint8)}, ValueError, "floating"),
+        ({"a": np.zeros((2, 2), dtype=np.int32)}, TypeError, r"images\['a'\] must have a floating"),
+        ({"a": "picture.png"}, TypeError, r"images\['a'\] must be"),
     ],
 )
 def test_other_images_are_refused(result, images, error, words, tmp_path):
@@ -70,3 +72,29 @@ def test_a_thinned_curve_keeps_its_mean_its_order_and_its_end(values):
     assert len(steps) == min(len(values), MOST_POINTS) and (np.diff(steps) > 0).all()
     assert (steps[-1], made[-1]) == (len(values) - 1, values[-1])
     assert min(values) - 1e-6 <= made.min() and made.max() <= max(values) + 1e-6
+
+
+def test_pixels_and_pictures_are_shown_as_their_values(result, recwarn):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    shown = [pictures({"a": own})[0] for own in (pixels / 255.0, pixels, torch.tensor(pixels), Image.fromarray(pixels))]
+    assert len({own.data for own in shown}) == 1 and not recwarn
+
+
+@pytest.mark.parametrize("path", ["fit.png", "fit", "fit.txt"])
+def test_a_page_has_the_suffix_of_a_page(result, path, tmp_path):
+    with pytest.raises(ValueError, match=r"path must end in one of .html, .htm, got"):
+        result.to_html(tmp_path / path)
+    assert not list(tmp_path.iterdir()) and result.to_html(tmp_path / "fit.HTM")
+
+
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_infinite_psnrs_are_no_trouble(result, data):
+    values = st.sampled_from([float("inf"), float("nan"), 3.0, 40.0])
+    psnrs = tuple(data.draw(st.lists(values, min_size=10, max_size=10)))
+    odd = dataclasses.replace(result, psnrs=psnrs, eval_steps=tuple(range(10)), psnr=psnrs[-1], best_psnr=max(psnrs))
+    assert not any("inf" in told for told in warnings(odd))
+    sections(odd)
+    facts(odd)
+    odd.plot()
