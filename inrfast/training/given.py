@@ -195,26 +195,23 @@ def gathered(net: nn.Module, batches: Any, memory_budget: int | None) -> tuple[T
     """
     dtype, device = check_net(net)
     count = _length(batches)
-    points: list[Tensor] = []
-    values: list[Tensor] = []
-    kinds: list[tuple[str, int | None]] = []
+    found: list[_Batch] = []
     for number, batch in enumerate(_in_order(batches)):
         if number >= count:
             raise ValueError(f"coords must be as many batches as its length says, {count}, got more")
-        own, target, *kind = _pair(number, batch, dtype, device, all(white is None for _, white in kinds))
-        kinds.append(tuple(kind))
-        if number > 0:
-            _check_alike(number, (points[0], values[0], kinds[0]), (own, target, kinds[-1]))
+        own = _pair(number, batch, dtype, device, all(other.white is None for other in found))
+        if found:
+            own.check_like(found[0], number)
         else:
-            needed = KEPT * count * (own.numel() + target.numel()) * dtype.itemsize
+            needed = KEPT * count * (own.points.numel() + own.values.numel()) * dtype.itemsize
             instead = "give fewer points, or raise memory_budget: a fit holds all of its points"
             require(needed, budget_bytes(memory_budget, device), f"gathering {count} batches", instead)
-        points.append(own)
-        values.append(target)
-    if not points:
+        found.append(own)
+    if not found:
         raise ValueError("coords must hold at least one batch of (coords, values), got none")
-    size = len(points[0]) if len(points) > 1 else None
-    return torch.cat(points), torch.cat(values), size, Made(None, kinds[0][1])
+    size = len(found[0].points) if len(found) > 1 else None
+    points, values = torch.cat([own.points for own in found]), torch.cat([own.values for own in found])
+    return points, values, size, Made(None, found[0].white)
 
 
 def _length(batches: Any) -> int:
@@ -253,26 +250,32 @@ def _in_order(batches: Any) -> Any:
     )
 
 
-def _check_alike(
-    number: int,
-    first: tuple[Tensor, Tensor, tuple[str, int | None]],
-    own: tuple[Tensor, Tensor, tuple[str, int | None]],
-) -> None:
-    """Refuse a batch whose points or values are of another width or kind than those of the first."""
-    for what, mine, others in zip(("points of (n, {})", "values of (n, {})"), own, first, strict=False):
-        if mine.shape[1] != others.shape[1]:  # type: ignore[union-attr]
-            widths = [what.format(tensor.shape[1]) for tensor in (others, mine)]  # type: ignore[union-attr]
-            raise ValueError(f"batches of coords must be alike, got {widths[0]} in batch 0 and {widths[1]} in {number}")
-    if own[2] != first[2]:
-        raise TypeError(
-            f"batches of coords must hold values of one kind, got {first[2][0]} in batch 0 and {own[2][0]} in {number}"
-        )
+@dataclass(frozen=True)
+class _Batch:
+    """Points (n, d) and values (n, M) of one batch, of what kind the values were, and their white."""
+
+    points: Tensor
+    values: Tensor
+    kind: str
+    white: int | None
+
+    def check_like(self, first: _Batch, number: int) -> None:
+        """Refuse points or values of another width or kind than those of the first batch."""
+        for what, own, other in (("points", self.points, first.points), ("values", self.values, first.values)):
+            if own.shape[1] != other.shape[1]:
+                raise ValueError(
+                    f"batches of coords must be alike, got {what} of (n, {other.shape[1]}) in batch 0 and {what} of "
+                    f"(n, {own.shape[1]}) in {number}"
+                )
+        if self.kind != first.kind:
+            raise TypeError(
+                f"batches of coords must hold values of one kind, got {first.kind} in batch 0 and {self.kind} in "
+                f"{number}"
+            )
 
 
-def _pair(
-    number: int, batch: Any, dtype: torch.dtype, device: torch.device, told: bool
-) -> tuple[Tensor, Tensor, str, int | None]:
-    """Return points (n, d) and values (n, M) of one batch, of what kind they are, and their white."""
+def _pair(number: int, batch: Any, dtype: torch.dtype, device: torch.device, told: bool) -> _Batch:
+    """Return one batch, checked as points and values are; ``told``: whether pixels are warned of."""
     where = f"batch {number} of coords"
     if not isinstance(batch, Sequence) or isinstance(batch, str) or len(batch) != 2:
         kind = f"{type(batch).__name__}{f' of {len(batch)}' if hasattr(batch, '__len__') else ''}"
@@ -290,7 +293,7 @@ def _pair(
             f"{tuple(points.shape)} and {shape}"
         )
     count = math.prod(places)
-    return (
+    return _Batch(
         points.detach().to(device, dtype).reshape(count, -1),
         values.detach().to(device, dtype).reshape(count, -1),
         kind,
