@@ -14,7 +14,7 @@ from inrfast.arrays import as_tensor, is_array
 from inrfast.boxes import stated_bounds
 from inrfast.calling import Select
 from inrfast.errors import check_coords, check_tensor
-from inrfast.pixels import as_values, is_picture, one_white, range_of_pixels
+from inrfast.pixels import as_values, is_picture, kind_of, one_white, range_of_pixels
 from inrfast.seeds import seed_of
 from inrfast.training.data import aligned, calling_of, check_apart, check_net, count_outputs, of_dtype
 from inrfast.training.given import NOTHING, Made, check_channels, grid_in, grid_of, taken
@@ -87,6 +87,7 @@ class Own:
             own |= {"eval_coords": evaluated}
             own |= {"eval_target": _own_values("eval_target", eval_target, evaluated, count, outputs)}
         own |= {"modules": _each_modules(given["modules"], nets), "made": made}
+        _check_one_range(given["data_range"], made)
         own["data_range"] = [
             range_of_pixels(value, one.white, f"data_range[{i}]")
             for i, (value, one) in enumerate(zip(own["data_range"], made, strict=True))
@@ -99,6 +100,17 @@ ARRAYS = ("coords", "targets", "weight", "eval_coords", "eval_target")
 
 NUMBERS = ("lr", "target_psnr", "seed", "data_range")
 """Arguments that are numbers, or sequences of them."""
+
+
+def _check_one_range(given: Any, made: Sequence[Made]) -> None:
+    """Refuse one range of pixels for targets of which some are pixels and others are not."""
+    if given is None or isinstance(given, Sequence) or is_array(given):
+        return
+    kinds = sorted({kind_of(one.white) for one in made})
+    if len(kinds) > 1 and given != 1:
+        raise ValueError(
+            f"data_range must be a sequence of one per network where targets are {' and '.join(kinds)}, got {given}"
+        )
 
 
 def _check_pictures(nets: Sequence[nn.Module], given: Mapping[str, Any]) -> None:

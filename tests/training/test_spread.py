@@ -77,3 +77,14 @@ def test_numbers_of_networks_may_be_an_array(kind):
     assert [own.data_range for own in found] == [1.0, 2.0]
     with pytest.raises(ValueError, match="seed must be one value or 2 of them"):
         inr.fit_many([network(), network()], x, y, seed=kind([1, 2, 3]), **options)
+
+
+@NOTED
+def test_one_range_of_pixels_is_no_range_of_others():
+    targets = [OTHERS[8], OTHERS[0]]
+    with pytest.raises(
+        ValueError, match="data_range must be a sequence of one per network where targets are pixels of 8"
+    ):
+        inr.fit_many([network(), network()], None, targets, steps=1, data_range=255)
+    for data_range in (1, [255, 1], None):
+        inr.fit_many([network(), network()], None, targets, steps=1, data_range=data_range, progress=False)
