@@ -130,6 +130,47 @@ def test_transparency_is_seen_on_black_with_a_warning(tmp_path: Path) -> None:
     assert torch.allclose(found[1], torch.tensor([200, 100, 50]) / 255)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_frames_of_a_folder_are_seen_on_black_too(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("RGBA", (6, 4), (200, 200, 200, 128))
+    picture.putpixel((0, 0), (200, 200, 200, 255))
+    for number in range(2):
+        if mode == "P":
+            indexed = Image.new("P", (6, 4), 1)
+            indexed.putpalette([0, 0, 0, 200, 200, 200])
+            indexed.putpixel((0, 0), 0)
+            indexed.save(tmp_path / f"{number}.png", transparency=bytes([255, 128]))
+        else:
+            picture.convert(mode).save(tmp_path / f"{number}.png")
+    with pytest.warns(RuntimeWarning, match="is transparent in places") as told:
+        found, _ = load_video(tmp_path)
+    assert len(told) == 1
+    torch.testing.assert_close(found[:, 1:], torch.full((2, 3, 6, 1), 200 / 255 * 128 / 255))
+    assert found[0, 0, 0] == pytest.approx(0 if mode == "P" else 200 / 255)
+
+
+def test_folders_that_hold_more_than_frames(tmp_path: Path) -> None:
+    save_video(clip(2), tmp_path / "frames")
+    (tmp_path / "frames" / "0002.png").mkdir()
+    assert len(load_video(tmp_path / "frames")[0]) == 2
+    for name, words in (
+        ("3.gif", r"3\.gif holds 5 pages or frames, and each image"),
+        ("3.tif", r"3\.tif holds 2 pages"),
+    ):
+        if name.endswith("gif"):
+            save_video(clip(), tmp_path / "frames" / name)
+        else:
+            Image.new("L", (8, 6)).save(
+                tmp_path / "frames" / name, save_all=True, append_images=[Image.new("L", (8, 6))]
+            )
+        with pytest.raises(ValueError, match=words):
+            load_video(tmp_path / "frames")
+        (tmp_path / "frames" / name).unlink()
+    (tmp_path / "frames" / "4.png").symlink_to("none.png")
+    with pytest.raises(FileNotFoundError, match=r"4\.png is a link to a file that is not there"):
+        load_video(tmp_path / "frames")
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------------
 
 
