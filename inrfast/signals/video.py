@@ -84,7 +84,8 @@ def load_video(
     -------
     values, rate
         ``rate`` is that of the frames that are returned. Frames that a file shows for different times count as shown
-        for their mean. A folder states none: 24.
+        for their mean; of a film, that is what lies between the times of the first and the last. A folder states none:
+        24.
 
     Raises
     ------
@@ -251,8 +252,8 @@ def _from_film(
     file: Path, frames: slice | None, shape: tuple[int, int] | None, longest: int | None, budget: int
 ) -> tuple[tuple[Tensor, tuple[int, int]], float]:
     with closing(movie.Film(file)) as film:
-        if film.count is None:
-            raise ValueError(f"{shown(file)} states neither its duration nor its frames; convert it to .mp4")
+        if film.count == 0:
+            raise ValueError(f"{shown(file)} holds no frame")
         numbers = _numbers(file, frames, film.count)
         stated = (film.height, film.width)
         first, parts, stored = None, 0, stated
@@ -271,7 +272,7 @@ def _from_film(
             parts += 1
         if parts == 0:
             raise ValueError(f"{shown(file)} holds no frame")
-        return (values[:parts], stored), film.rate
+        return (values[:parts], stored), film.rate_of(numbers)
 
 
 def natural(name: str) -> list[Any]:

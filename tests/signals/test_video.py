@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,49 @@ def test_films_come_back_nearly(tmp_path: Path, suffix: str, sides: tuple[int, i
     assert psnr(found, values) > 32
     some, _ = load_video(tmp_path / f"a{suffix}", frames=slice(2, 9, 3))
     assert torch.equal(some, found[2:9:3])
+
+
+def varying(path: Path, times: list[int], unit: Fraction, codec: str = "libx264", options: dict | None = None) -> None:
+    """Write a film whose frames are shown at these multiples of a unit."""
+    av = importlib.import_module("av")
+    with av.open(str(path), "w") as container:
+        out = container.add_stream(codec, rate=24, options=options or {})
+        out.width = out.height = 32
+        out.pix_fmt, out.codec_context.time_base = "yuv420p", unit
+        for pixels, time in zip((moving(len(times)) * 255).byte().numpy(), times, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, unit
+            container.mux(out.encode(frame))
+        container.mux(out.encode(None))
+
+
+@pytest.mark.skipif(not FILMS, reason="needs PyAV")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_films_of_varying_rates_have_all_frames_and_the_rate_of_their_times(tmp_path: Path, suffix: str) -> None:
+    path, times = tmp_path / f"a{suffix}", [0, 1, 2, 10, 11, 12, 30, 31, 32, 33, 34, 60]
+    varying(path, times, Fraction(1, 24))
+    found, rate = load_video(path)
+    assert found.shape == (12, 32, 32, 3)
+    assert rate == pytest.approx(24 * 11 / 60, rel=1e-3)
+    for part in (slice(2, None, 3), slice(-4, None), slice(0, 3)):
+        some, own = load_video(path, frames=part)
+        assert torch.equal(some, found[part])
+        assert own == pytest.approx(24 * (len(times[part]) - 1) / (times[part][-1] - times[part][0]), rel=0.02)
+    assert load_video(path, frames=slice(1))[1] > 0  # one frame has the rate that the file states
+
+
+@pytest.mark.skipif(not FILMS, reason="needs PyAV")
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_a_film_that_lacks_its_last_bytes_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    save_video(moving(), path)
+    content = path.read_bytes()
+    for lost in (1, 40):
+        path.write_bytes(content[:-lost])
+        with pytest.raises(ValueError, match=rf"states {len(content)} bytes and has {len(content) - lost}"):
+            load_video(path)
+    path.write_bytes(content + b"what a camera adds behind")
+    assert len(load_video(path)[0]) == 12
 
 
 def test_frames_are_those_that_pillow_shows(tmp_path: Path) -> None:
