@@ -141,6 +141,25 @@ def test_frames_are_those_that_pillow_shows(tmp_path: Path) -> None:
     assert rate == pytest.approx(1000 / 60)
 
 
+def test_a_picture_beside_an_animation_is_no_frame_of_it(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (8, 6), (20 * k, 0, 0)) for k in range(5)]
+    pictures[4].save(
+        tmp_path / "a.png", save_all=True, append_images=pictures[:4], default_image=True, duration=[40, 80, 40, 80]
+    )
+    found, rate = load_video(tmp_path / "a.png")
+    assert [round(float(frame[..., 0].mean() * 255)) for frame in found] == [0, 20, 40, 60]
+    assert rate == pytest.approx(1000 / 60)
+    assert torch.equal(load_video(tmp_path / "a.png", frames=slice(-1, None))[0], found[3:])
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+@pytest.mark.parametrize("times", [[0, 0, 0, 0], [40, 0, 80, 20], [0, 50, 50, 50]])
+def test_a_frame_without_a_time_counts_as_a_tenth_of_a_second(tmp_path: Path, suffix: str, times: list[int]) -> None:
+    pictures = [Image.new("RGB", (8, 6), (20 * k, 0, 0)) for k in range(4)]
+    pictures[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=pictures[1:], duration=times, lossless=True)
+    assert load_video(tmp_path / f"a{suffix}")[1] == pytest.approx(4000 / sum(time or 100 for time in times))
+
+
 def test_folders_are_read_in_natural_order_and_of_one_size(tmp_path: Path) -> None:
     values = clip(12)
     for number, frame in enumerate(values):

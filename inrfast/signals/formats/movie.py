@@ -116,7 +116,7 @@ class Film:
         ValueError
             The film is damaged, or ends before what it states.
         """
-        found, last = 0, None
+        found = 0
         stream = self.container.decode(self.stream)
         while numbers is None or found < numbers.stop:
             place = f"after frame {found - 1}" if found else "in its first frame"
@@ -124,7 +124,7 @@ class Film:
                 last = next(stream, None)
                 pixels = None if last is None else last.to_ndarray(format="rgb24")
                 turned = 0 if last is None else round(getattr(last, "rotation", 0) / 90)
-            if pixels is None:
+            if last is None or pixels is None:
                 break
             if numbers is None or found in numbers:
                 self.times.append(math.nan if last.time is None else float(last.time))
