@@ -175,7 +175,7 @@ def choice(what: str, kinds: Collection[str]) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         try:
-            return check_choice(f"the {what}'s name", text, kinds)
+            return check_choice(what if what.startswith("-") else f"the {what}'s name", text, kinds)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -147,6 +147,8 @@ def run(arguments: argparse.Namespace) -> int:
     fitting = settled(arguments, signal, kind.recipe(signal))
     net, lr, choice = _network(fitting, signal, kind.recipe(signal), arguments.lr)
     result = _fitted(fitting, signal, net, lr)
+    if result.interrupted and result.steps == 0:
+        return complain("interrupted before the first step; nothing was learned, and nothing is written", INTERRUPTED)
     about = {"kind": name, **signal.about}
     make_folder(out)
     save_network(net, model_file, about)

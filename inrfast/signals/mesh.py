@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,12 +228,11 @@ def isosurface(
 # ---- the kind of signal ------------------------------------------------------------------------------------------
 
 
-def check_libraries(path: Path) -> None:
+def check_libraries(path: Path, names: tuple[str, ...] = ("igl", "skimage.measure", "trimesh")) -> None:
     """Refuse to read a file without all libraries of surfaces, so that none is missing after the fit."""
     with needs("mesh", f"a fit to {path}"):
-        import igl  # noqa: F401
-        import skimage.measure  # noqa: F401
-        import trimesh  # noqa: F401
+        for name in names:
+            importlib.import_module(name)
 
 
 def check_sides(size: tuple[int, ...]) -> tuple[int, ...]:

@@ -314,7 +314,7 @@ def _load(
 ) -> Signal:
     """Return points where the distance is 0, with what makes it a distance."""
     size = check_sides(size)
-    check_libraries(path)
+    check_libraries(path, ("skimage.measure", "trimesh"))
     cloud = load_points(path)
     normals = cloud.normals
     try:

@@ -205,8 +205,14 @@ def _numbers(file: Path, frames: slice | None, count: int) -> range:
     if step < 1:
         raise ValueError(f"frames must have a step of at least 1, got {step}")
     if not numbers:
-        raise ValueError(f"frames must be some of the {count} of {shown(file)}, got none by {frames}")
+        raise ValueError(f"frames must be some of the {count} of {shown(file)}, got none by {_spelled(frames)}")
     return range(start, numbers[-1] + 1, step)
+
+
+def _spelled(frames: slice | None) -> str:
+    """Return a slice as it is written: ``5:2`` or ``::3``."""
+    parts = [] if frames is None else [frames.start, frames.stop, *([] if frames.step is None else [frames.step])]
+    return ":".join("" if part is None else str(part) for part in parts)
 
 
 def _room(file: Path, count: int, sides: tuple[int, int], budget: int) -> Tensor:
