@@ -85,9 +85,12 @@ def needs(extra: str, what: str) -> Iterator[None]:
         yield
     except (ImportError, OSError) as error:  # OSError: a library of C that a package has not found
         name = (getattr(error, "name", None) or "").partition(".")[0]
-        reason = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
         library = name or f"the libraries of inrfast[{extra}]"
-        raise MissingLibraryError(f"{what} needs {library}: pip install 'inrfast[{extra}]'{reason}") from error
+        if isinstance(error, ModuleNotFoundError):
+            raise MissingLibraryError(f"{what} needs {library}: pip install 'inrfast[{extra}]'") from error
+        raise MissingLibraryError(
+            f"{what} needs {library}, which cannot be loaded, though it may be installed ({error}); install it again"
+        ) from error
 
 
 INNER = ("inrfast", "torch", "contextlib", "functools")

@@ -175,9 +175,9 @@ def choice(what: str, kinds: Collection[str]) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         try:
-            return check_choice(f"the {what}'s name", text, kinds)
+            return check_choice(what if what.startswith("-") else f"the {what}'s name", text, kinds)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{what} ")) from None  # argparse names an option
 
     return parse
 

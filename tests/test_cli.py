@@ -551,6 +551,33 @@ def test_an_interrupted_fit_keeps_what_it_has_and_says_so(photo, tmp_path, monke
     assert files(tmp_path) == ["photo.png", "result.html", "result.json", "result.png", "result.safetensors"]
 
 
+def test_a_fit_that_is_interrupted_before_its_first_step_leaves_an_earlier_result(photo, tmp_path, monkeypatch, capsys):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    assert main(fit_photo(photo, "--out", "result.png", "--quiet")) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    monkeypatch.setattr("inrfast.training.trainer.Trainer._steps", interrupted)
+    assert main(fit_photo(photo, "--out", "result.png", "--quiet", "--json")) == 130
+    captured = capsys.readouterr()
+    assert "interrupted before the first step; nothing was learned, and nothing is written" in captured.err
+    assert captured.out == ""
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_option_that_is_none_is_told_with_the_nearest_and_the_help_of_its_command(refused):
+    for words, hint in (
+        (["--stesp", "3"], "Did you mean --steps?"),
+        (["--epochs=3"], "Did you mean --steps?"),
+        (["--hidden-layer-s", "3"], "Did you mean --hidden-layers?"),
+        (["--qqqq"], "--qqqq"),
+        (["another.png"], "another.png"),
+    ):
+        refused(["fit", "photo.png", *words], words[0].partition("=")[0], hint, "(see inrfast fit --help)")
+
+
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (DivergedError("NaN in layers.0"), 1)])
 def test_a_fit_that_does_not_end_leaves_nothing(photo, tmp_path, monkeypatch, capsys, error, code):
     def broken(*arguments, **options):

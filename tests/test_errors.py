@@ -6,6 +6,7 @@ import torch
 
 from inrfast.errors import (
     Hinting,
+    MissingLibraryError,
     called,
     check_choice,
     check_coords,
@@ -14,6 +15,7 @@ from inrfast.errors import (
     check_module,
     check_tensor,
     nearest,
+    needs,
     tells_arguments,
 )
 
@@ -116,3 +118,15 @@ def test_a_class_of_modules_is_told_from_its_objects():
 @pytest.mark.parametrize(("got", "choice"), [("siren", "sine"), ("SIREN", "siren"), ("l2", "mse"), ("w0", "omega")])
 def test_words_of_other_libraries_are_known(got, choice):
     assert nearest(got, ["sine", "mse", "omega", *(["siren"] if got.isupper() else [])]) == f" Did you mean {choice!r}?"
+
+
+@pytest.mark.parametrize("error", [ImportError("std::bad_cast"), OSError("sndfile library not found")])
+def test_a_library_that_is_there_and_broken_is_not_told_as_missing(error: Exception) -> None:
+    with pytest.raises(MissingLibraryError, match=rf"cannot be loaded.*\({error}\)") as told, needs("mesh", "a fit"):
+        raise error
+    assert "pip install" not in str(told.value)
+    with (
+        pytest.raises(MissingLibraryError, match=r"a fit needs igl: pip install 'inrfast\[mesh\]'"),
+        needs("mesh", "a fit"),
+    ):
+        raise ModuleNotFoundError("none", name="igl")

@@ -85,3 +85,10 @@ def test_a_name_alone_leaves_its_numbers_to_the_argument(count):
     assert spec("thing", KINDS, lambda kind: kind)(f"waves:{count}") == {"name": "waves", "count": count}
     assert [NAMED(word)[0] for word in spellings(KINDS, lambda kind: kind).split(", ")] == list(KINDS)
     assert choice("thing", KINDS)("plain") == "plain"
+
+
+def test_a_choice_is_called_by_its_option_where_it_has_one() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^must be one of"):
+        choice("--as", ["mesh", "sdf"])("sfd")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^the schedule's name must be one of"):
+        choice("schedule", ["cosine"])("sine")

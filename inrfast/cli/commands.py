@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from inrfast import __version__
 from inrfast.cli import COMMANDS
 from inrfast.cli.shell import EXIT_CODES, UsageError, print_out
-from inrfast.words import check_choice
+from inrfast.words import check_choice, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,7 +61,21 @@ def parsed(words: list[str]) -> argparse.Namespace:
     else:  # help, the version, or a mistake
         for name, summary in COMMANDS.items():
             commands.add_parser(name, help=summary, add_help=False)
-    return parser.parse_args(words)
+    found, unknown = parser.parse_known_args(words)
+    if unknown:
+        _refuse(unknown, commands.choices[found.command])
+    return found
+
+
+def _refuse(unknown: list[str], command: argparse.ArgumentParser) -> NoReturn:
+    """Say which words of a command line are none of a command's, and the nearest option."""
+    options = {own.lstrip("-").replace("-", "_"): own for own in command._option_string_actions}
+    first = next((word for word in unknown if word.startswith("-")), "")
+    hint = nearest(first.partition("=")[0].lstrip("-").replace("-", "_"), options) if first else ""
+    for name, own in options.items():
+        hint = hint.replace(repr(name), own)
+    told = f"unrecognized arguments: {' '.join(unknown)}"
+    command.error(f"{told}.{hint}" if hint else told)
 
 
 def add_command(

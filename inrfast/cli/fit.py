@@ -147,6 +147,8 @@ def run(arguments: argparse.Namespace) -> int:
     fitting = settled(arguments, signal, kind.recipe(signal))
     net, lr, choice = _network(fitting, signal, kind.recipe(signal), arguments.lr)
     result = _fitted(fitting, signal, net, lr)
+    if result.interrupted and result.steps == 0:
+        return complain("interrupted before the first step; nothing was learned, and nothing is written", INTERRUPTED)
     about = {"kind": name, **signal.about}
     make_folder(out)
     save_network(net, model_file, about)
@@ -161,11 +163,9 @@ def run(arguments: argparse.Namespace) -> int:
         **_numbers(result),
         **({} if choice is None else {"choice": choice}),
     }
-    stated = "" if result.data_range == 1 else f" (range {result.data_range:.4g})"
-    outcome = f"{result.psnr:.2f} dB{stated} after {result.steps} of {fitting.steps} steps"
+    outcome = _outcome(result, fitting.steps)
     if signal.held_out is not None:
-        found["samples"] = len(signal.coords)
-        found["iou"] = _held_out_iou(net, *signal.held_out)
+        found |= {"samples": len(signal.coords), "iou": _held_out_iou(net, *signal.held_out)}
         outcome += f", IoU {found['iou']:.4f} at points it did not see"
     with bar(arguments, "evaluating the network"):
         predictions = render(net, about["shape"], progress=progress(arguments), memory_budget=arguments.memory_budget)
@@ -184,9 +184,7 @@ def run(arguments: argparse.Namespace) -> int:
     write_page(arguments, found, signal, predictions, result, net, measured)
     written = f"{out}, {report_file} and {model_file}"
     text = f"{arguments.signal}: {outcome} in {result.seconds:.1f} s; wrote {written}; to read: {page_file}"
-    if choice is not None or not describes(arguments):
-        text += f"\nnetwork: {name_of(arguments_of(net))}, learning rate {lr:g}"
-    print_result(arguments, found, text)
+    print_result(arguments, found, text if describes(arguments) and choice is None else text + _network_line(net, lr))
     if result.interrupted:
         return complain(f"interrupted; kept the result so far, {outcome}, in {written}", INTERRUPTED)
     return 0
@@ -284,6 +282,16 @@ def _fitted(arguments: argparse.Namespace, signal: Signal, net: INR, lr: float, 
     make_folder(given["checkpoint"])
     with bar(arguments, "the fit"):
         return fit(net, coords, target, **given)
+
+
+def _outcome(result: FitResult, steps: int) -> str:
+    """Return what a line says of a fit of so many steps."""
+    stated = "" if result.data_range == 1 else f" (range {result.data_range:.4g})"
+    return f"{result.psnr:.2f} dB{stated} after {result.steps} of {steps} steps"
+
+
+def _network_line(net: INR, lr: float) -> str:
+    return f"\nnetwork: {name_of(arguments_of(net))}, learning rate {lr:g}"
 
 
 def _numbers(result: FitResult) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inrfast import spelling
-from inrfast.errors import check_float, check_int, check_seed, check_tensor, needs
+from inrfast.errors import check_float, check_int, check_seed, check_tensor, needs, warn
 from inrfast.grids import check_bounds
 from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, fitted_grid, smooth
 from inrfast.signals.meshes.files import SUFFIXES, check_mesh, load_mesh, save_mesh
@@ -31,6 +32,9 @@ INSIDE = 0.5
 
 FIT_SIDE, RENDER_SIDE, SAMPLES = 128, 256, 200_000
 """Defaults: points per axis of the surface that is written after a fit and by ``render``; points to fit."""
+
+TURNED = 0.05
+"""Share of edges whose two faces are turned against each other, above which a user is told; at random it is a half."""
 
 LEAST_SIDE = 2
 """Fewest points per axis for marching cubes, which needs one cell."""
@@ -224,12 +228,11 @@ def isosurface(
 # ---- the kind of signal ------------------------------------------------------------------------------------------
 
 
-def check_libraries(path: Path) -> None:
+def check_libraries(path: Path, names: tuple[str, ...] = ("igl", "skimage.measure", "trimesh")) -> None:
     """Refuse to read a file without all libraries of surfaces, so that none is missing after the fit."""
     with needs("mesh", f"a fit to {path}"):
-        import igl  # noqa: F401
-        import skimage.measure  # noqa: F401
-        import trimesh  # noqa: F401
+        for name in names:
+            importlib.import_module(name)
 
 
 def check_sides(size: tuple[int, ...]) -> tuple[int, ...]:
@@ -238,6 +241,31 @@ def check_sides(size: tuple[int, ...]) -> tuple[int, ...]:
     if len(size) != 3 or min(size) < LEAST_SIDE:
         raise ValueError(f"--size of a mesh must be 3 sizes (or one for all) of at least 2, got {size}")
     return size
+
+
+def check_inside(path: Path, mesh: trimesh.Trimesh, *inside: Tensor) -> None:
+    """Refuse samples, bool, of which none is inside, and warn where the faces of a mesh are turned without an order."""
+    if not all(bool(part.any()) for part in inside):
+        raise ValueError(
+            f"{path}: no sampled point is inside: its faces cancel (as where each is there in both directions), it is "
+            "open, or it is thin; close it and turn its faces alike, or take more --samples"
+        )
+    share = turned_edges(mesh)
+    if share > TURNED:
+        warn(
+            f"{path}: the two faces of {100 * share:.2g} % of its edges are turned against each other, so that what is "
+            "inside is not clear; turn all faces outward"
+        )
+
+
+def turned_edges(mesh: trimesh.Trimesh) -> float:
+    """Return the share of edges that both of their faces go along in one direction, of those with two faces."""
+    corners = np.unique(np.asarray(mesh.vertices), axis=0, return_inverse=True)[1].reshape(-1)[np.asarray(mesh.faces)]
+    ways = np.concatenate([corners[:, [k, (k + 1) % 3]] for k in range(3)])
+    keys = ways.min(1) * len(mesh.vertices) + ways.max(1)
+    _, edges, count = np.unique(keys, return_inverse=True, return_counts=True)
+    upward = np.bincount(edges.reshape(-1), weights=ways[:, 0] < ways[:, 1])[count == 2]
+    return float(np.mean(upward != 1)) if len(upward) else 0.0
 
 
 def _load(
@@ -257,6 +285,7 @@ def _load(
     # another seed, and few points, since they are only measured
     other = (seed + 1) % 2**32
     held_out = sample_occupancy(mesh, max(samples // 4, 1), seed=other, progress=progress)
+    check_inside(path, mesh, inside > 0.5, held_out[1] > 0.5)
     about = {"shape": list(size), "offset": 0.5, "scale": 1.0}
     about |= {"centre": list(placement.centre), "length": placement.scale}
     return Signal(coords, inside - 0.5, about, held_out=held_out)

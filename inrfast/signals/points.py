@@ -45,6 +45,9 @@ BATCH = 4096
 PLANES, GAPS = 2048, 4.0
 """Planes of a hull that are looked at, at most; distances that are taken, in spacings of the points."""
 
+FLAT = 1e-6
+"""Share of the largest singular value of a cloud below which another is rounding: numbers of 32 bits leave 1e-7."""
+
 LEAST_AROUND = 5000
 """Points of the box, at least, of which those outside of a cloud's hull are taken."""
 
@@ -108,7 +111,7 @@ def load_points(path: str | os.PathLike[str]) -> PointCloud:
     path
         ``.ply``: its vertices, with ``nx``, ``ny``, ``nz`` as normals; faces are left out. ``.xyz``: text, a point per
         line, three numbers, or six with a normal of length 1. ``.npy``: an array (n, 3), or (n, 6) with normals of
-        length 1.
+        length 1, of floating or whole numbers.
 
     Raises
     ------
@@ -135,6 +138,21 @@ def load_points(path: str | os.PathLike[str]) -> PointCloud:
         raise MemoryBudgetError(f"{file} does not fit the memory: {error or 'the system refuses it'}") from error
 
 
+def _spread(points: Tensor) -> int:
+    """Return the dimensions in which points (n, 3) extend, 1 to 3: on a line, in a plane, or in space."""
+    placed = (points - points.amin(0)) / (points.amax(0) - points.amin(0)).max()
+    values = torch.linalg.svdvals(placed.double() - placed.double().mean(0))
+    return int((values > FLAT * values[0]).sum())
+
+
+def _check_spread(points: Tensor) -> int:
+    """Return the dimensions in which points extend; a line is refused."""
+    spread = _spread(points)
+    if spread == 1:
+        raise ValueError(f"points must be of a surface, got {len(points)} on one line")
+    return spread
+
+
 def estimate_normals(points: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
     """Return outward normals of points of a closed surface, fp64 (n, 3) of length 1.
 
@@ -153,7 +171,7 @@ def estimate_normals(points: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
     Raises
     ------
     ValueError, TypeError
-        Fewer points, another shape, NaN or Inf.
+        Fewer points, or all on one line; another shape, NaN or Inf.
     MemoryBudgetError
         The neighbours do not fit half of the free memory.
 
@@ -162,6 +180,7 @@ def estimate_normals(points: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
     """
     cloud = PointCloud(points).points
     neighbours = check_int("neighbours", neighbours, minimum=3)
+    _check_spread(cloud)
     places, back = torch.unique(cloud, dim=0, return_inverse=True)
     if len(places) <= neighbours:
         raise ValueError(
@@ -241,12 +260,13 @@ def sample_cloud(cloud: PointCloud, seed: int = 0) -> tuple[Tensor, Tensor, tupl
     Raises
     ------
     ValueError
-        Too few points for normals.
+        Too few points for normals, or all of them on one line.
     MemoryBudgetError
         The neighbours of the points do not fit half of the free memory.
 
     Source: Sitzmann et al., SIREN, NeurIPS 2020, equation 6.
     """
+    _check_spread(cloud.points)
     normals = estimate_normals(cloud.points) if cloud.normals is None else cloud.normals
     return _sampled(cloud.placement.to_unit(cloud.points).float(), normals.float(), check_seed("seed", seed))
 
@@ -272,6 +292,8 @@ def _outside(cloud: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
     """
     from scipy.spatial import ConvexHull, QhullError, cKDTree  # slow to import
 
+    if _spread(cloud) < 3:
+        return box[:0], box[:0, :1]
     points = torch.unique(cloud, dim=0).double().numpy()
     try:
         planes = ConvexHull(points).equations
@@ -292,15 +314,22 @@ def _load(
 ) -> Signal:
     """Return points where the distance is 0, with what makes it a distance."""
     size = check_sides(size)
-    check_libraries(path)
+    check_libraries(path, ("skimage.measure", "trimesh"))
     cloud = load_points(path)
     normals = cloud.normals
-    if normals is None:
+    try:
+        spread = _check_spread(cloud.points)
+        normals = estimate_normals(cloud.points) if normals is None else normals
+    except ValueError as error:
+        hint = "; give more of them, or their normals too (nx, ny, nz)" if "different places" in str(error) else ""
+        raise ValueError(f"{path} is no cloud of a surface that can be fitted: {error}{hint}") from error
+    if spread == 2:
+        warn(f"{path}: all points are in one plane, so that nothing says what is inside; a closed surface is expected")
+    elif cloud.normals is None:
         warn(
             f"{path} has no normals, without which nothing says what is inside: they are estimated from neighbouring "
             "points, which is right for points denser than the surface bends"
         )
-        normals = estimate_normals(cloud.points)
     placement, placed = cloud.placement, cloud.placement.to_unit(cloud.points).float()
     order = torch.randperm(len(placed), generator=torch.Generator().manual_seed(seed))
     held = min(int(HELD_OUT * len(placed)), MOST_HELD_OUT)

@@ -22,6 +22,7 @@ from inrfast.signals.mesh import (
     RENDER_SIDE,
     SAMPLES,
     Placement,
+    check_inside,
     check_libraries,
     check_placement,
     check_sides,
@@ -44,6 +45,9 @@ FACE_BYTES, POINT_BYTES = 512, 96
 
 BATCH = 8192
 """Points per update, unless others are asked for."""
+
+ON_SURFACE = 0.2
+"""Share of points on a surface."""
 
 BOX, ROWS_PER_STEP = 100_000, 1024
 """Points of the box for regularisers, and how many take part in a step."""
@@ -114,7 +118,7 @@ def signed_distance(
 def sample_sdf(
     mesh: trimesh.Trimesh,
     n: int,
-    on_surface: float = 0.2,
+    on_surface: float = ON_SURFACE,
     near_surface: float = 0.5,
     sigma: float = 0.05,
     seed: int = 0,
@@ -243,6 +247,7 @@ def _load(
     coords, distances = sample_sdf(mesh, samples, seed=seed, progress=progress)
     other = (seed + 1) % 2**32
     held_out = sample_sdf(mesh, max(samples // 4, 1), 0.0, seed=other, progress=progress)
+    check_inside(path, mesh, distances[round(ON_SURFACE * samples) :] < 0, held_out[1] < 0)  # not those on the surface
     about = {"shape": list(size), "offset": 0.0, "scale": 1.0}
     about |= {"centre": list(placement.centre), "length": placement.scale}
     terms = () if eikonal is None else ((Eikonal(box_points(seed), rows=ROWS_PER_STEP, seed=seed), eikonal),)

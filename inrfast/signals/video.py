@@ -24,8 +24,9 @@ from inrfast.grids import grid
 from inrfast.memory import budget_bytes, require
 from inrfast.metrics import psnr
 from inrfast.signals.formats import animation, movie
-from inrfast.signals.formats.raster import Demand
-from inrfast.signals.image import LUMA, load_image, readable_suffixes, save_image
+from inrfast.signals.formats.raster import Demand, PagesError
+from inrfast.signals.image import LUMA, readable_suffixes, save_image
+from inrfast.signals.image import load as load_frame
 from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, unscaled
 from inrfast.signals.paths import as_path, readable, writable
 from inrfast.signals.views import of_video
@@ -66,8 +67,9 @@ def load_video(
     path
         An animation (``.gif``, ``.webp``, ``.png``, ``.apng``); a film (``.mp4``, ``.mov``, ``.webm``, ``.mkv``), which
         needs PyAV (``pip install 'inrfast[video]'``); or a folder of images of one size, in the order of their names
-        with numbers as numbers: ``2.png`` comes before ``10.png``. Files in it that are no images, and hidden ones, are
-        left out. C is 1 where all frames are grey, else 3. Transparent pixels are seen on black, with a warning.
+        with numbers as numbers: ``2.png`` comes before ``10.png``. Files in it that are no images by their suffixes,
+        hidden ones and folders are left out. C is 1 where all frames are grey, else 3. Transparent pixels are seen on
+        black, with a warning.
     frames
         Which frames, as a slice with positive steps: ``slice(0, 100, 2)``; None: all.
     size
@@ -82,7 +84,8 @@ def load_video(
     -------
     values, rate
         ``rate`` is that of the frames that are returned. Frames that a file shows for different times count as shown
-        for their mean. A folder states none: 24.
+        for their mean; of a film, that is what lies between the times of the first and the last. A folder states none:
+        24.
 
     Raises
     ------
@@ -202,8 +205,14 @@ def _numbers(file: Path, frames: slice | None, count: int) -> range:
     if step < 1:
         raise ValueError(f"frames must have a step of at least 1, got {step}")
     if not numbers:
-        raise ValueError(f"frames must be some of the {count} of {shown(file)}, got none by {frames}")
+        raise ValueError(f"frames must be some of the {count} of {shown(file)}, got none by {_spelled(frames)}")
     return range(start, numbers[-1] + 1, step)
+
+
+def _spelled(frames: slice | None) -> str:
+    """Return a slice as it is written: ``5:2`` or ``::3``."""
+    parts = [] if frames is None else [frames.start, frames.stop, *([] if frames.step is None else [frames.step])]
+    return ":".join("" if part is None else str(part) for part in parts)
 
 
 def _room(file: Path, count: int, sides: tuple[int, int], budget: int) -> Tensor:
@@ -241,7 +250,7 @@ def _from_animation(
         values[place] = _sized(single[..., :3] * opacity, sides)
         times.append(shown_for)
     if seen_through:
-        warn(f"{shown(file)} is transparent in places, which are seen on black")
+        _tell_seen_through(file)
     return (values, stored), animation.rate_of(times)
 
 
@@ -249,8 +258,8 @@ def _from_film(
     file: Path, frames: slice | None, shape: tuple[int, int] | None, longest: int | None, budget: int
 ) -> tuple[tuple[Tensor, tuple[int, int]], float]:
     with closing(movie.Film(file)) as film:
-        if film.count is None:
-            raise ValueError(f"{shown(file)} states neither its duration nor its frames; convert it to .mp4")
+        if film.count == 0:
+            raise ValueError(f"{shown(file)} holds no frame")
         numbers = _numbers(file, frames, film.count)
         stated = (film.height, film.width)
         first, parts, stored = None, 0, stated
@@ -269,7 +278,7 @@ def _from_film(
             parts += 1
         if parts == 0:
             raise ValueError(f"{shown(file)} holds no frame")
-        return (values[:parts], stored), film.rate
+        return (values[:parts], stored), film.rate_of(numbers)
 
 
 def natural(name: str) -> list[Any]:
@@ -282,7 +291,7 @@ def images_in(folder: Path) -> list[Path]:
     """Return the images in a folder by their suffixes, in natural order; none for what cannot be listed."""
     suffixes = set(readable_suffixes())
     names = [own for own in folder.iterdir() if own.suffix.lower() in suffixes and not own.name.startswith(".")]
-    return sorted(names, key=lambda own: natural(own.name))
+    return sorted((own for own in names if not own.is_dir()), key=lambda own: natural(own.name))
 
 
 def _from_folder(
@@ -292,9 +301,10 @@ def _from_folder(
     if not names:
         raise ValueError(f"{shown(folder)} is a folder without images: no video")
     numbers = _numbers(folder, frames, len(names))
-    values, stored = torch.empty(0), (0, 0)
+    values, stored, seen_through = torch.empty(0), (0, 0), False
     for place, number in enumerate(numbers):
-        pixels = load_image(names[number], memory_budget=budget)
+        pixels, transparent = _frame(names[number], budget)
+        seen_through = seen_through or transparent
         own = (pixels.shape[0], pixels.shape[1])
         if place == 0:
             stored = own
@@ -305,7 +315,27 @@ def _from_folder(
                 f"{stored[0]}x{stored[1]} pixels, {names[number].name} {own[0]}x{own[1]}"
             )
         values[place] = _sized(pixels, (values.shape[1], values.shape[2]))
+    if seen_through:
+        _tell_seen_through(folder)
     return values, stored
+
+
+def _frame(file: Path, budget: int) -> tuple[Tensor, bool]:
+    """Return one frame of a folder on black, fp32 (H, W, 3), and whether it is transparent in places."""
+    if file.is_symlink() and not file.exists():
+        raise FileNotFoundError(f"{shown(file)} is a link to a file that is not there")
+    try:
+        pixels = load_frame(file, alpha=None, memory_budget=budget).pixels
+    except PagesError as error:
+        raise ValueError(
+            f"{shown(file)} holds {error.pages} pages or frames, and each image of a folder of frames is one frame; "
+            "read it alone, or write its frames as images of their own"
+        ) from error
+    return (pixels, False) if pixels.shape[2] == 3 else (pixels[..., :3] * pixels[..., 3:], True)
+
+
+def _tell_seen_through(file: Path) -> None:
+    warn(f"{shown(file)} is transparent in places, which are seen on black")
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------

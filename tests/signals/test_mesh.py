@@ -1,12 +1,16 @@
 """Meshes: placement, occupancy against analytic truth, and the way back to a surface."""
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import trimesh
 
 import inrfast as inr
-from inrfast.signals.mesh import Placement, isosurface, occupancy, sample_occupancy
+from inrfast.signals.kinds import SIGNALS
+from inrfast.signals.mesh import Placement, isosurface, occupancy, sample_occupancy, save_mesh, turned_edges
 
 
 @pytest.fixture
@@ -116,3 +120,46 @@ def test_values_without_a_surface_are_refused() -> None:
     for bad in (torch.zeros(3, 3), torch.zeros(1, 3, 3), torch.full((3, 3, 3), float("nan"))):
         with pytest.raises(ValueError, match="values"):
             isosurface(bad, 0.5)
+
+
+# ---- what has no inside ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mesh", "sdf"])
+def test_meshes_without_an_inside_are_refused_or_told_of(tmp_path: Path, kind: str) -> None:
+    body = trimesh.creation.torus(1.0, 0.4, major_sections=24, minor_sections=12)
+    turned = np.random.default_rng(0).random(len(body.faces)) < 0.5
+    at_random = np.where(turned[:, None], body.faces[:, ::-1], body.faces)
+    load = SIGNALS[kind].load
+    given = {"seed": 0, "memory_budget": None, "progress": False, "samples": 4000}
+    for name, faces in (("both", np.vstack([body.faces, body.faces[:, ::-1]])), ("one", body.faces[:1])):
+        save_mesh(trimesh.Trimesh(body.vertices, faces, process=False), tmp_path / f"{name}.ply")
+        with pytest.raises(ValueError, match=rf"{name}\.ply: no sampled point is inside"):
+            load(tmp_path / f"{name}.ply", **given)
+    save_mesh(trimesh.Trimesh(body.vertices, at_random, process=False), tmp_path / "random.ply")
+    with pytest.warns(RuntimeWarning, match=r"random\.ply: the two faces of .* % of its edges"):
+        load(tmp_path / "random.ply", **given)
+    with warnings.catch_warnings(action="error"):
+        for name, faces in (
+            ("whole", body.faces),
+            ("inverted", body.faces[:, ::-1]),
+            ("open", body.faces[30:]),
+            ("twice", body.faces.repeat(2, 0)),
+        ):
+            save_mesh(trimesh.Trimesh(body.vertices, faces, process=False), tmp_path / f"{name}.ply")
+            load(tmp_path / f"{name}.ply", **given)
+
+
+def test_turned_edges_are_those_of_turned_faces() -> None:
+    body = trimesh.creation.icosphere(3)
+    apart = trimesh.Trimesh(
+        body.vertices[body.faces].reshape(-1, 3), np.arange(3 * len(body.faces)).reshape(-1, 3), process=False
+    )
+    for mesh in (body, apart):
+        assert turned_edges(mesh) == 0
+        faces = mesh.faces.copy()
+        faces[:10] = faces[:10, ::-1]
+        single = {tuple(sorted(pair)) for face in body.faces[:10] for pair in (face[:2], face[1:], face[::2])}
+        inner = 30 - len(single)  # edges between two of the ten stay in order
+        own = trimesh.Trimesh(mesh.vertices, faces, process=False)
+        assert turned_edges(own) == pytest.approx((30 - 2 * inner) / len(body.edges_unique))

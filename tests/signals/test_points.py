@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inrfast.cli import main
-from inrfast.signals.kinds import kind_of
+from inrfast.signals.kinds import SIGNALS, kind_of
 from inrfast.signals.mesh import load_mesh
 from inrfast.signals.points import PointCloud, estimate_normals, load_points, sample_cloud
 
@@ -216,3 +216,46 @@ def test_a_cloud_becomes_a_surface(tmp_path: Path, capsys, monkeypatch) -> None:
     mesh = load_mesh("ball.obj")
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * 27, rel=0.1)
     np.testing.assert_allclose(mesh.bounds.mean(0), [10, -20, 5], atol=0.2)
+
+
+# ---- what is no closed surface -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, **QUICK)
+@given(seed=st.integers(0, 10**6), rank=st.integers(1, 3), dtype=st.sampled_from([np.float32, np.float64]))
+def test_lines_are_refused_and_planes_told_of_however_they_are_turned(tmp_path_factory, seed, rank, dtype) -> None:
+    draw, path = np.random.default_rng(seed), tmp_path_factory.mktemp("cloud") / "a.npy"
+    axes = np.linalg.qr(draw.standard_normal((3, 3)))[0][:rank]
+    points = (draw.uniform(-1, 1, (200, rank)) @ axes * 10.0 ** draw.integers(-4, 5)).astype(dtype)
+    load = lambda: SIGNALS["points"].load(path, seed=0, memory_budget=None, progress=False)  # noqa: E731
+    for columns in (points, np.hstack([points, np.tile([[0, 0, 1]], (200, 1))]).astype(dtype)):
+        np.save(path, columns)
+        if rank == 1:
+            with pytest.raises(ValueError, match=r"a\.npy.*200 on one line"):
+                load()
+            continue
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            signal = load()
+        assert any("in one plane" in str(one.message) for one in told) == (rank == 2)
+        around = len(signal.coords) > 180  # a tenth is held out
+        assert around == (rank == 3)
+
+
+def test_too_few_points_for_normals_are_refused_with_the_file_and_the_way_out(tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "few.xyz", sphere(16))
+    with (
+        warnings.catch_warnings(action="error"),
+        pytest.raises(ValueError, match=r"few\.xyz.*17 different.*normals too"),
+    ):
+        SIGNALS["points"].load(tmp_path / "few.xyz", seed=0, memory_budget=None, progress=False)
+
+
+def test_whole_numbers_are_points_too(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).integers(-100, 100, (50, 3))
+    for dtype in ("<i8", ">i2", "u1"):
+        np.save(tmp_path / "a.npy", points.astype(dtype))
+        assert torch.equal(load_points(tmp_path / "a.npy").points, torch.from_numpy(points.astype(dtype).astype(float)))
+    np.save(tmp_path / "a.npy", points > 0)
+    with pytest.raises(ValueError, match="bool"):
+        load_points(tmp_path / "a.npy")

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,49 @@ def test_films_come_back_nearly(tmp_path: Path, suffix: str, sides: tuple[int, i
     assert torch.equal(some, found[2:9:3])
 
 
+def varying(path: Path, times: list[int], unit: Fraction, codec: str = "libx264", options: dict | None = None) -> None:
+    """Write a film whose frames are shown at these multiples of a unit."""
+    av = importlib.import_module("av")
+    with av.open(str(path), "w") as container:
+        out = container.add_stream(codec, rate=24, options=options or {})
+        out.width = out.height = 32
+        out.pix_fmt, out.codec_context.time_base = "yuv420p", unit
+        for pixels, time in zip((moving(len(times)) * 255).byte().numpy(), times, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, unit
+            container.mux(out.encode(frame))
+        container.mux(out.encode(None))
+
+
+@pytest.mark.skipif(not FILMS, reason="needs PyAV")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_films_of_varying_rates_have_all_frames_and_the_rate_of_their_times(tmp_path: Path, suffix: str) -> None:
+    path, times = tmp_path / f"a{suffix}", [0, 1, 2, 10, 11, 12, 30, 31, 32, 33, 34, 60]
+    varying(path, times, Fraction(1, 24))
+    found, rate = load_video(path)
+    assert found.shape == (12, 32, 32, 3)
+    assert rate == pytest.approx(24 * 11 / 60, rel=1e-3)
+    for part in (slice(2, None, 3), slice(-4, None), slice(0, 3)):
+        some, own = load_video(path, frames=part)
+        assert torch.equal(some, found[part])
+        assert own == pytest.approx(24 * (len(times[part]) - 1) / (times[part][-1] - times[part][0]), rel=0.02)
+    assert load_video(path, frames=slice(1))[1] > 0  # one frame has the rate that the file states
+
+
+@pytest.mark.skipif(not FILMS, reason="needs PyAV")
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_a_film_that_lacks_its_last_bytes_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    save_video(moving(), path)
+    content = path.read_bytes()
+    for lost in (1, 40):
+        path.write_bytes(content[:-lost])
+        with pytest.raises(ValueError, match=rf"states {len(content)} bytes and has {len(content) - lost}"):
+            load_video(path)
+    path.write_bytes(content + b"what a camera adds behind")
+    assert len(load_video(path)[0]) == 12
+
+
 def test_frames_are_those_that_pillow_shows(tmp_path: Path) -> None:
     """Partial frames, disposal and palettes of a GIF, as Pillow composes them frame by frame."""
     pictures = [Image.new("RGB", (8, 6), (10 * k, 0, 200)) for k in range(4)]
@@ -95,6 +139,25 @@ def test_frames_are_those_that_pillow_shows(tmp_path: Path) -> None:
     truth = np.stack([np.asarray(picture) for picture in pictures])
     np.testing.assert_array_equal((found * 255).round().byte().numpy(), truth)
     assert rate == pytest.approx(1000 / 60)
+
+
+def test_a_picture_beside_an_animation_is_no_frame_of_it(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (8, 6), (20 * k, 0, 0)) for k in range(5)]
+    pictures[4].save(
+        tmp_path / "a.png", save_all=True, append_images=pictures[:4], default_image=True, duration=[40, 80, 40, 80]
+    )
+    found, rate = load_video(tmp_path / "a.png")
+    assert [round(float(frame[..., 0].mean() * 255)) for frame in found] == [0, 20, 40, 60]
+    assert rate == pytest.approx(1000 / 60)
+    assert torch.equal(load_video(tmp_path / "a.png", frames=slice(-1, None))[0], found[3:])
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+@pytest.mark.parametrize("times", [[0, 0, 0, 0], [40, 0, 80, 20], [0, 50, 50, 50]])
+def test_a_frame_without_a_time_counts_as_a_tenth_of_a_second(tmp_path: Path, suffix: str, times: list[int]) -> None:
+    pictures = [Image.new("RGB", (8, 6), (20 * k, 0, 0)) for k in range(4)]
+    pictures[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=pictures[1:], duration=times, lossless=True)
+    assert load_video(tmp_path / f"a{suffix}")[1] == pytest.approx(4000 / sum(time or 100 for time in times))
 
 
 def test_folders_are_read_in_natural_order_and_of_one_size(tmp_path: Path) -> None:
@@ -128,6 +191,47 @@ def test_transparency_is_seen_on_black_with_a_warning(tmp_path: Path) -> None:
         found, _ = load_video(tmp_path / "a.webp")
     assert found[::2].abs().max() == 0
     assert torch.allclose(found[1], torch.tensor([200, 100, 50]) / 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_frames_of_a_folder_are_seen_on_black_too(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("RGBA", (6, 4), (200, 200, 200, 128))
+    picture.putpixel((0, 0), (200, 200, 200, 255))
+    for number in range(2):
+        if mode == "P":
+            indexed = Image.new("P", (6, 4), 1)
+            indexed.putpalette([0, 0, 0, 200, 200, 200])
+            indexed.putpixel((0, 0), 0)
+            indexed.save(tmp_path / f"{number}.png", transparency=bytes([255, 128]))
+        else:
+            picture.convert(mode).save(tmp_path / f"{number}.png")
+    with pytest.warns(RuntimeWarning, match="is transparent in places") as told:
+        found, _ = load_video(tmp_path)
+    assert len(told) == 1
+    torch.testing.assert_close(found[:, 1:], torch.full((2, 3, 6, 1), 200 / 255 * 128 / 255))
+    assert found[0, 0, 0] == pytest.approx(0 if mode == "P" else 200 / 255)
+
+
+def test_folders_that_hold_more_than_frames(tmp_path: Path) -> None:
+    save_video(clip(2), tmp_path / "frames")
+    (tmp_path / "frames" / "0002.png").mkdir()
+    assert len(load_video(tmp_path / "frames")[0]) == 2
+    for name, words in (
+        ("3.gif", r"3\.gif holds 5 pages or frames, and each image"),
+        ("3.tif", r"3\.tif holds 2 pages"),
+    ):
+        if name.endswith("gif"):
+            save_video(clip(), tmp_path / "frames" / name)
+        else:
+            Image.new("L", (8, 6)).save(
+                tmp_path / "frames" / name, save_all=True, append_images=[Image.new("L", (8, 6))]
+            )
+        with pytest.raises(ValueError, match=words):
+            load_video(tmp_path / "frames")
+        (tmp_path / "frames" / name).unlink()
+    (tmp_path / "frames" / "4.png").symlink_to("none.png")
+    with pytest.raises(FileNotFoundError, match=r"4\.png is a link to a file that is not there"):
+        load_video(tmp_path / "frames")
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------
@@ -169,7 +273,8 @@ def test_bad_requests_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.gif").write_text("GIF of nothing")
     for call, error, words in (
-        (lambda: load_video(tmp_path / "a.webp", frames=slice(9, 12)), ValueError, "some of the 5"),
+        (lambda: load_video(tmp_path / "a.webp", frames=slice(9, 12)), ValueError, "some of the 5 .*none by 9:12"),
+        (lambda: load_video(tmp_path / "a.webp", frames=slice(5, None, 2)), ValueError, "none by 5::2"),
         (lambda: load_video(tmp_path / "a.webp", frames=slice(None, None, -1)), ValueError, "step of at least 1"),
         (lambda: load_video(tmp_path / "a.webp", frames=3), TypeError, "slice"),
         (lambda: load_video(tmp_path / "a.webp", size=0), ValueError, "size"),

@@ -24,22 +24,26 @@ SUFFIXES = (".apng", ".gif", ".png", ".webp")
 DECODED = 12
 """Bytes per pixel of a frame while it is decoded: in the decoder, as it was before, and in Pillow."""
 
-UNSTATED = 10.0
-"""Frames per second where a file states none: what browsers take for a delay of 0."""
+UNSTATED = 100.0
+"""Milliseconds of a frame for which a file states none, or 0: what browsers take."""
 
 
 @dataclass(frozen=True)
 class Animation:
-    """An opened file of ``count`` frames of ``height`` x ``width`` pixels, not yet decoded."""
+    """An opened file of ``count`` frames of ``height`` x ``width`` pixels, not yet decoded.
+
+    ``first`` is the first of them in Pillow's count: 1 in a PNG whose picture for old viewers is no frame of it.
+    """
 
     picture: Image.Image
     file: Path
     count: int
     height: int
     width: int
+    first: int = 0
 
     def frames(self, numbers: range) -> Iterator[tuple[np.ndarray, float]]:
-        """Yield frames, uint8 (H, W, 4) with the opacity, and the milliseconds for which each is shown (0: unstated).
+        """Yield frames, uint8 (H, W, 4) with the opacity, and the milliseconds for which each is shown.
 
         Raises
         ------
@@ -48,9 +52,9 @@ class Animation:
         """
         for number in range(numbers.stop):  # frames build on those before them
             with decoding(self.file, f"is truncated or damaged in frame {number}"):
-                self.picture.seek(number)
+                self.picture.seek(number + self.first)
                 self.picture.load()
-                shown = float(self.picture.info.get("duration") or 0)
+                shown = float(self.picture.info.get("duration") or UNSTATED)
                 if number in numbers:
                     pixels = np.asarray(self.picture.convert("RGBA"))
             if number in numbers:
@@ -98,13 +102,13 @@ def opened(content: bytes, file: Path, demand: Demand) -> Animation:
     demand.check(file, height, width, DECODED * height * width)
     with decoding(file):
         count = int(getattr(picture, "n_frames", 1))
-    return Animation(picture, file, count, height, width)
+        first = int(getattr(picture, "default_image", False) and count > 1)
+    return Animation(picture, file, count - first, height, width, first)
 
 
 def rate_of(shown: list[float]) -> float:
     """Return the frames per second of frames that are shown for so many milliseconds."""
-    total = sum(shown)
-    return 1000.0 * len(shown) / total if total > 0 else UNSTATED
+    return 1000.0 * len(shown) / sum(shown)
 
 
 def encoded(frames: np.ndarray, rate: float, suffix: str) -> bytes:

@@ -126,10 +126,18 @@ def from_array(
     return Raster(height, width, colours, None if alpha is None else opacity, base == 1, bits)
 
 
+class PagesError(ValueError):
+    """A file holds ``pages`` pages or frames, and none was asked for."""
+
+    def __init__(self, file: Path, pages: int) -> None:
+        super().__init__(f"{file} holds {pages} pages or frames: say which one, page 0 to page {pages - 1}")
+        self.pages = pages
+
+
 def check_page(file: Path, page: int | None, pages: int) -> int:
     """Return the index of the page asked for; None is right where there is only one."""
     if page is None and pages != 1:
-        raise ValueError(f"{file} holds {pages} pages or frames: say which one, page 0 to page {pages - 1}")
+        raise PagesError(file, pages)
     if page is not None and page >= pages:
         raise ValueError(f"page must be below the number of pages or frames of {file}, {pages}, got {page}")
     return page or 0

@@ -45,7 +45,7 @@ def read_npy(content: bytes) -> Cloud:
     Raises
     ------
     ValueError
-        It is no array (n, 3) or (n, 6) of floating numbers, or six columns end in no normals.
+        It is no array (n, 3) or (n, 6) of floating or whole numbers, or six columns end in no normals.
     """
     stream = io.BytesIO(content)
     try:
@@ -54,8 +54,8 @@ def read_npy(content: bytes) -> Cloud:
         raise ValueError(f"it is not a NumPy array that can be read: {error}") from error
     if stream.read(1):
         raise ValueError("it is longer than it states, damaged or overwritten")
-    if array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] not in (3, 6):
-        raise ValueError(f"it holds {array.dtype} of shape {array.shape}, not floating numbers (n, 3) or (n, 6)")
+    if array.dtype.kind not in "fiu" or array.ndim != 2 or array.shape[1] not in (3, 6):
+        raise ValueError(f"it holds {array.dtype} of shape {array.shape}, not real numbers (n, 3) or (n, 6)")
     return _split(array.astype(np.float64))
 
 
