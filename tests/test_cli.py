@@ -581,7 +581,22 @@ def test_render_evaluates_the_network_at_any_size(model, tmp_path, capsys):
         expected = net(inr.grid((9, 13))).view(9, 13, 3) * about["scale"] + about["offset"]
     assert torch.allclose(load_image(tmp_path / "large.png"), expected.clamp(0, 1), atol=0.6 / 255)
     assert main(["render", str(model), str(tmp_path / "square.tiff"), "--size", "5", "--quiet"]) == 0
-    assert load_image(tmp_path / "square.tiff").shape == (5, 5, 3)
+    assert load_image(tmp_path / "square.tiff").shape == (4, 5, 3)
+
+
+def test_one_size_is_that_of_the_longer_side_and_larger_ones_name_the_way_to_enlarge(photo, tmp_path, capsys):
+    out = tmp_path / "o.png"
+    for size, longer in (("5x20", (10, 40)), ("20x5", (40, 10)), ("1x20", (2, 40))):
+        assert main(fit_command(photo, "--size", size, "--out", tmp_path / "f.png", "--quiet")) == 0
+        assert main(["render", str(tmp_path / "f.safetensors"), str(out), "--size", "40"]) == 0
+        assert load_image(out).shape == (*longer, 3)
+        err = capsys.readouterr().err
+        assert f"PSNR holds at its {size} points" in err
+        assert "inrfast upscale" in err
+    assert main(["render", str(tmp_path / "f.safetensors"), str(out), "--size", "3"]) == 0
+    assert load_image(out).shape == (1, 3, 3)
+    assert capsys.readouterr().err == ""
+    assert "fitted pixels only" in (tmp_path / "f.html").read_text()
 
 
 @pytest.mark.parametrize("rate", [3000, 8000, 16000, 44100])
