@@ -16,6 +16,7 @@ import torch
 from inrfast.choosing.choice import arguments_of, name_of
 from inrfast.cli.choose import spelled
 from inrfast.cli.commands import add_command
+from inrfast.cli.little import tell_little
 from inrfast.cli.options import common_options, made, memory_option, network_options, seed_option
 from inrfast.cli.output import (
     bar,
@@ -147,6 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
     fitting = settled(arguments, signal, kind.recipe(signal))
     net, lr, choice = _network(fitting, signal, kind.recipe(signal), arguments.lr)
     result = _fitted(fitting, signal, net, lr)
+    tell_little(result, signal)
     about = {"kind": name, **signal.about}
     make_folder(out)
     save_network(net, model_file, about)
