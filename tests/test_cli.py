@@ -584,6 +584,18 @@ def test_render_evaluates_the_network_at_any_size(model, tmp_path, capsys):
     assert load_image(tmp_path / "square.tiff").shape == (4, 5, 3)
 
 
+def test_a_long_diagnosis_says_its_parts_and_how_to_take_less(monkeypatch, capsys):
+    monkeypatch.setattr("inrfast.cli.shell.WORD_SECONDS", 0.0)
+    monkeypatch.setattr("inrfast.cli.output.PART_SECONDS", 0.0)
+    argv = ["diagnose", *SMALL, "--jacobian-pixels", "0", "--grid"]
+    assert main([*argv, "66x65", "--ntk-points", "30"]) == 0
+    err = capsys.readouterr().err
+    assert "takes long; Ctrl-C ends it; a smaller grid, --grid 64x64" in err
+    assert "eigenvalues of the NTK, part" in err
+    assert main([*argv, "8x8", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_one_size_is_that_of_the_longer_side_and_larger_ones_name_the_way_to_enlarge(photo, tmp_path, capsys):
     out = tmp_path / "o.png"
     for size, longer in (("5x20", (10, 40)), ("20x5", (40, 10)), ("1x20", (2, 40))):

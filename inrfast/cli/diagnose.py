@@ -7,13 +7,16 @@ from typing import Any
 
 from inrfast.cli.commands import add_command
 from inrfast.cli.options import calibrated_network, common_options, network_options, seed_option
-from inrfast.cli.output import bar, check_file, check_folder, make_folder, print_result, progress
+from inrfast.cli.output import bar, check_file, check_folder, make_folder, parts, print_result, progress
 from inrfast.grids import grid
 from inrfast.plots import check_drawable
 from inrfast.spelling import path, shape, share, whole
 
 PAGES = (".html", ".htm")
 """Suffixes of pages."""
+
+SMALLER, LARGE = "64x64", 64 * 64
+"""A grid that is quick, and its points."""
 
 
 def add(commands: Any) -> None:
@@ -58,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_drawable(arguments.out / "report.png")
     if arguments.html is not None:
         check_file(arguments.html, PAGES, " or ".join(PAGES), "--html")
-    with bar(arguments, "the diagnosis"):
+    advice = f"a smaller grid, --grid {SMALLER}, takes less" if len(coords) > LARGE else ""
+    with bar(arguments, "the diagnosis", advice), parts(arguments, "the diagnosis"):
         report = diagnose(
             net,
             coords,
