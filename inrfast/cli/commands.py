@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from inrfast import __version__
 from inrfast.cli import COMMANDS
-from inrfast.cli.shell import EXIT_CODES, UsageError, print_out
+from inrfast.cli.shell import EXIT_CODES, UsageError, print_out, say
 from inrfast.words import check_choice
 
 
@@ -61,6 +61,9 @@ def parsed(words: list[str]) -> argparse.Namespace:
     else:  # help, the version, or a mistake
         for name, summary in COMMANDS.items():
             commands.add_parser(name, help=summary, add_help=False)
+    if not words:
+        say(parser.format_help().rstrip() + "\n")
+        raise UsageError("a command is required, such as inrfast demo; all of them are listed above")
     return parser.parse_args(words)
 
 

@@ -27,6 +27,7 @@ from inrfast.cli.output import (
     make_folder,
     print_result,
     progress,
+    tell_missing_figures,
 )
 from inrfast.cli.settings import ALL, NEUTRAL, described, describes, settled
 from inrfast.cli.shell import INTERRUPTED, at_work, complain, say
@@ -145,6 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_file(out, kind.writable(outputs), listed(kind.writable(outputs)))
 
     _tell_size(arguments, signal)
+    tell_missing_figures(arguments)
     fitting = settled(arguments, signal, kind.recipe(signal))
     net, lr, choice = _network(fitting, signal, kind.recipe(signal), arguments.lr)
     result = _fitted(fitting, signal, net, lr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
+import importlib.util
 import json
 import math
 import os
@@ -64,6 +64,16 @@ def parts(arguments: argparse.Namespace, what: str) -> AbstractContextManager[No
             say(f"inrfast: {what}: {part}, part {number} of {count}, after {now - begun:.0f} s")
 
     return parts_told(tell)
+
+
+def tell_missing_figures(arguments: argparse.Namespace) -> None:
+    """Say before the work that a page will have no figures, where matplotlib is not installed."""
+    try:
+        found = importlib.util.find_spec("matplotlib") is not None
+    except ValueError:  # it was kept from being imported
+        found = False
+    if not found and not arguments.quiet:
+        say("inrfast: matplotlib is not installed: the page will have no figures; pip install 'inrfast[plots]'")
 
 
 @contextmanager
