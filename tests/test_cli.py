@@ -100,7 +100,9 @@ def test_the_installed_command_is_this_one():
         (["diagnose", *SMALL, "--grid", "4x4", "--jacobian-pixels", "x"], ["--jacobian-pixels", "at least 0"]),
     ],
 )
-def test_bad_usage_is_one_clear_line(refused, argv, words):
+def test_bad_usage_is_one_clear_line(refused, argv, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch()  # a missing file is told first
     refused(argv, *words)
 
 
