@@ -79,7 +79,7 @@ def _load(name: str, what: str, needs: str) -> ModuleType:
 
 
 def cost_of_absence() -> str | None:
-    """Return in one short line what a machine that could have native steps loses without ``inrfast._C``, and the remedy.
+    """Return in a line what a machine that could have native steps loses without ``inrfast._C``, and the remedy.
 
     None where the module is there, where ``INRFAST_NATIVE`` asks for no native steps, and on processors for which there
     are none.

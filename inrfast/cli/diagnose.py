@@ -7,7 +7,16 @@ from typing import Any
 
 from inrfast.cli.commands import add_command
 from inrfast.cli.options import calibrated_network, common_options, network_options, seed_option
-from inrfast.cli.output import bar, check_file, check_folder, make_folder, parts, print_result, progress, tell_missing_figures
+from inrfast.cli.output import (
+    bar,
+    check_file,
+    check_folder,
+    make_folder,
+    parts,
+    print_result,
+    progress,
+    tell_missing_figures,
+)
 from inrfast.files import shown
 from inrfast.grids import grid
 from inrfast.plots import check_drawable

@@ -1,4 +1,4 @@
-"""Mistakes that a command line shows before any library is imported: a file that is not there, a library for its kind."""
+"""Mistakes told before any library is imported: a file that is not there, a library for its kind."""
 
 from __future__ import annotations
 

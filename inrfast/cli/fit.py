@@ -145,12 +145,10 @@ def run(arguments: argparse.Namespace) -> int:
     outputs = signal.target.shape[-1]
     check_file(out, kind.writable(outputs), listed(kind.writable(outputs)))
 
-    _tell_size(arguments, signal)
-    tell_missing_figures(arguments)
+    _tell_before(arguments, signal)
     fitting = settled(arguments, signal, kind.recipe(signal))
     net, lr, choice = _network(fitting, signal, kind.recipe(signal), arguments.lr)
     result = _fitted(fitting, signal, net, lr)
-    tell_little(result, signal)
     about = {"kind": name, **signal.about}
     make_folder(out)
     save_network(net, model_file, about)
@@ -214,8 +212,9 @@ def _network(
     return net, lr if given is None else given, found
 
 
-def _tell_size(arguments: argparse.Namespace, signal: Signal) -> None:
-    """Say where a signal is fitted at another size than its file's."""
+def _tell_before(arguments: argparse.Namespace, signal: Signal) -> None:
+    """Say where a signal is fitted at another size than its file's, and where the page will lack its figures."""
+    tell_missing_figures(arguments)
     if signal.stored is None or tuple(signal.about["shape"]) == tuple(signal.stored):
         return
     own, size = spelled(signal.stored), spelled(signal.about["shape"])
@@ -287,7 +286,9 @@ def _fitted(arguments: argparse.Namespace, signal: Signal, net: INR, lr: float, 
     given |= others
     make_folder(given["checkpoint"])
     with bar(arguments, "the fit"):
-        return fit(net, coords, target, **given)
+        result = fit(net, coords, target, **given)
+    tell_little(result, signal)
+    return result
 
 
 def _numbers(result: FitResult) -> dict[str, Any]:

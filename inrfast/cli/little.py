@@ -25,6 +25,6 @@ def tell_little(result: FitResult, signal: Signal) -> None:
     if result.steps < STEPS or not mean + NEAR > result.psnr > float("-inf") or mean == float("inf"):
         return
     warn(
-        f"the fit has {result.psnr:.2f} dB, the signal's mean value alone {mean:.2f} dB: it has learned next to nothing; "
-        "try another --lr, more --steps, or leave the options of the network out"
+        f"the fit has {result.psnr:.2f} dB, the signal's mean value alone {mean:.2f} dB: it has learned next to "
+        "nothing; try another --lr, more --steps, or leave the options of the network out"
     )

@@ -164,7 +164,8 @@ def frame_sides(sides: Sequence[int], size: Sequence[int] | None) -> list[int]:
     if len(size) > 2 or min(size) < 1:
         got = "x".join(map(str, size))
         raise ValueError(
-            f"--size must be one size, that of the longer side, or 2 of them, height x width, each at least 1, got {got}"
+            "--size must be one size, that of the longer side, or 2 of them, height x width, each at least 1, "
+            f"got {got}"
         )
     if len(size) == 2:
         return list(size)
