@@ -65,6 +65,10 @@ class DivergedError(InrfastError, ArithmeticError):
     """A fit met a NaN or Inf; the network holds its last good state."""
 
 
+DISTRIBUTIONS = {"skimage": "scikit-image", "igl": "libigl", "av": "PyAV"}
+"""Names under which libraries are known and installed, where modules have others."""
+
+
 @contextmanager
 def needs(extra: str, what: str) -> Iterator[None]:
     """Import libraries of an optional extra in this block; one that is not there is named, and how it is installed.
@@ -85,7 +89,7 @@ def needs(extra: str, what: str) -> Iterator[None]:
         yield
     except (ImportError, OSError) as error:  # OSError: a library of C that a package has not found
         name = (getattr(error, "name", None) or "").partition(".")[0]
-        library = name or f"the libraries of inrfast[{extra}]"
+        library = DISTRIBUTIONS.get(name, name) or f"the libraries of inrfast[{extra}]"
         if isinstance(error, ModuleNotFoundError):
             raise MissingLibraryError(f"{what} needs {library}: pip install 'inrfast[{extra}]'") from error
         raise MissingLibraryError(

@@ -79,7 +79,7 @@ def _load(name: str, what: str, needs: str) -> ModuleType:
 
 
 def cost_of_absence() -> str | None:
-    """Return what a machine that could have native steps loses without ``inrfast._C``, and the remedy.
+    """Return in a line what a machine that could have native steps loses without ``inrfast._C``, and the remedy.
 
     None where the module is there, where ``INRFAST_NATIVE`` asks for no native steps, and on processors for which there
     are none.
@@ -88,9 +88,10 @@ def cost_of_absence() -> str | None:
         return None
     try:
         load_extension()
-    except NotAvailableError as error:
+    except NotAvailableError:
         return (
-            f"{error}. Until then training steps, factor passes and dense kernels on the CPU take PyTorch's "
-            "operations, which are slower; INRFAST_NATIVE=absent takes them without this warning"
+            "the native extension is missing, so training steps and dense kernels on the CPU are slower; `pip install` "
+            "of the sources (with a C++ compiler) or of a wheel for this machine brings it; `inrfast info` says why; "
+            "INRFAST_NATIVE=absent silences this"
         )
     return None

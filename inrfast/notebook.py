@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -21,6 +22,12 @@ ROWS = 12
 MISSING = "There is a figure of this where matplotlib is installed: pip install 'inrfast[plots]'"
 
 Row = Sequence[str]
+
+NUMBER = re.compile(r"\W*\d")
+"""How a cell begins that is a number, an interval, or a number with its unit."""
+
+NO_NUMBER = ("", "-", "none", "nan", "inf")
+"""Cells of columns of numbers that are none."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,20 @@ def _table(rows: Sequence[Row]) -> str:
     more = len(others) - ROWS
     if more > 0:
         others = [*others[: ROWS - 1], (f"... {more + 1} more",)]
-    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in others]
+    styles = [_style(index, others) for index in range(max(map(len, rows)))]
+    cells = "".join(f"<th{style}>{escape(cell)}</th>" for cell, style in zip(head, styles, strict=False))
+    lines = [
+        f"<tr>{''.join(f'<td{style}>{escape(cell)}</td>' for cell, style in zip(row, styles, strict=False))}</tr>"
+        for row in others
+    ]
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _style(column: int, rows: Sequence[Row]) -> str:
+    """Return the style of a column's cells, which stands for that of Jupyter elsewhere: numbers end on the right."""
+    cells = [row[column] for row in rows if column < len(row) and len(row) > 1]
+    numbers = bool(cells) and all(NUMBER.match(cell) or cell in NO_NUMBER for cell in cells)
+    return f' style="padding:.2em .7em;text-align:{"right" if numbers else "left"}"'
 
 
 def _figure(draw: Callable[[], Figure], title: str) -> str:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,7 +60,6 @@ def test_the_installed_command_is_this_one():
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], ["required", "diagnose"]),
         (["diagnos"], ["Did you mean 'diagnose'?"]),
         (["ntk", "--nosuch"], ["--nosuch"]),
         (["ntk", "--activation", "relo"], ["activation", "Did you mean 'relu'?"]),
@@ -100,7 +100,9 @@ def test_the_installed_command_is_this_one():
         (["diagnose", *SMALL, "--grid", "4x4", "--jacobian-pixels", "x"], ["--jacobian-pixels", "at least 0"]),
     ],
 )
-def test_bad_usage_is_one_clear_line(refused, argv, words):
+def test_bad_usage_is_one_clear_line(refused, argv, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch()  # a missing file is told first
     refused(argv, *words)
 
 
@@ -608,7 +610,65 @@ def test_render_evaluates_the_network_at_any_size(model, tmp_path, capsys):
         expected = net(inr.grid((9, 13))).view(9, 13, 3) * about["scale"] + about["offset"]
     assert torch.allclose(load_image(tmp_path / "large.png"), expected.clamp(0, 1), atol=0.6 / 255)
     assert main(["render", str(model), str(tmp_path / "square.tiff"), "--size", "5", "--quiet"]) == 0
-    assert load_image(tmp_path / "square.tiff").shape == (5, 5, 3)
+    assert load_image(tmp_path / "square.tiff").shape == (4, 5, 3)
+
+
+def test_nothing_asked_for_gets_the_help(capsys):
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert all(f"\n    {command}" in captured.err for command in COMMANDS)
+    assert captured.err.splitlines()[-1].startswith("inrfast: error: a command is required")
+
+
+@pytest.mark.parametrize("name", ["report.png", "report.HTML", "new/page.json"])
+def test_a_folder_of_a_report_has_no_name_of_a_file(name, tmp_path, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stem = name.rpartition(".")[0]
+    refused(["diagnose", *SMALL, "--out", name], "--out is a folder", name, f"--out {stem}", f"--html {stem}.html")
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_missing_matplotlib_is_told_before_the_work_and_pages_are_written(photo, tmp_path, monkeypatch, capsys, quiet):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    more = ["--quiet"] * quiet
+    page = tmp_path / "page.html"
+    small = ["--grid", "6x6", "--ntk-points", "0", "--jacobian-pixels", "0", "--html", str(page)]
+    for argv in (["diagnose", *SMALL, *small, *more], fit_command(photo, "--out", tmp_path / "page.png", *more)):
+        page.unlink(missing_ok=True)
+        assert main(argv) == 0
+        err = capsys.readouterr().err
+        assert err.count("matplotlib") == (not quiet)
+        assert page.exists()
+
+
+def test_a_long_diagnosis_says_its_parts_and_how_to_take_less(monkeypatch, capsys):
+    monkeypatch.setattr("inrfast.cli.shell.WORD_SECONDS", 0.0)
+    monkeypatch.setattr("inrfast.cli.output.PART_SECONDS", 0.0)
+    argv = ["diagnose", *SMALL, "--jacobian-pixels", "0", "--grid"]
+    assert main([*argv, "66x65", "--ntk-points", "30"]) == 0
+    err = capsys.readouterr().err
+    assert "takes long; Ctrl-C ends it; a smaller grid, --grid 64x64" in err
+    assert "eigenvalues of the NTK, part" in err
+    assert main([*argv, "8x8", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_one_size_is_that_of_the_longer_side_and_larger_ones_name_the_way_to_enlarge(photo, tmp_path, capsys):
+    out = tmp_path / "o.png"
+    for size, longer in (("5x20", (10, 40)), ("20x5", (40, 10)), ("1x20", (2, 40))):
+        assert main(fit_command(photo, "--size", size, "--out", tmp_path / "f.png", "--quiet")) == 0
+        assert main(["render", str(tmp_path / "f.safetensors"), str(out), "--size", "40"]) == 0
+        assert load_image(out).shape == (*longer, 3)
+        err = capsys.readouterr().err
+        assert f"PSNR holds at its {size} points" in err
+        assert "inrfast upscale" in err
+    assert main(["render", str(tmp_path / "f.safetensors"), str(out), "--size", "3"]) == 0
+    assert load_image(out).shape == (1, 3, 3)
+    assert capsys.readouterr().err == ""
+    assert "fitted pixels only" in (tmp_path / "f.html").read_text()
 
 
 @pytest.mark.parametrize("rate", [3000, 8000, 16000, 44100])

@@ -174,11 +174,11 @@ def test_without_extras_all_else_works_and_what_is_missing_is_named(tmp_path):
     told = (tmp_path / "told").read_text().splitlines()
     needed = [
         ("matplotlib", "plots"),
-        ("skimage", "images"),
+        ("scikit-image", "images"),
         ("imagecodecs", "images"),
         ("tifffile", "images"),
         ("tifffile", "images"),
-        ("skimage", "images"),
+        ("scikit-image", "images"),
         ("soundfile", "audio"),
         ("soundfile", "audio"),
         ("trimesh", "mesh"),

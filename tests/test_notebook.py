@@ -112,3 +112,12 @@ def test_what_cannot_be_shown_is_no_error():
 
     assert shown(fails)(None) is None
     assert Read(written(Page("title", figure=fails))).texts == ["title"]
+
+
+def test_tables_have_their_own_space_and_numbers_end_on_the_right():
+    rows = [("layer", "rank", "note"), ("first", "12 to 15", "2 left"), ("second", "-", "full"), ("... 3 more",)]
+    read = Read(written(Page("A table", rows)))
+    cells = [attrs["style"] for tag, attrs in read.seen if tag in ("th", "td")]
+    assert all("padding" in style for style in cells)
+    sides = [style.rpartition(":")[2] for style in cells]
+    assert sides == ["left", "right", "left"] * 3 + ["left"]

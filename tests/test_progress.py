@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from inrfast.progress import Bar, in_notebook, progress_bar
+from inrfast.progress import Bar, in_notebook, parts_told, progress_bar
 
 CELL = """
 import warnings
@@ -35,6 +35,22 @@ def test_a_bar_is_shown_on_a_terminal_or_where_it_is_wanted(monkeypatch, stream,
     assert list(progress_bar(range(3), "counted", progress=progress)) == [0, 1, 2]
     shown = progress if progress is not None else stream is Terminal
     assert ("counted" in written.getvalue()) == shown
+
+
+def test_parts_are_told_where_no_bar_is_shown(monkeypatch):
+    told = []
+    for stream, wanted, count in ((io.StringIO, None, 2), (io.StringIO, False, 0), (Terminal, None, 0)):
+        monkeypatch.setattr(sys, "stderr", stream())
+        told.clear()
+        with parts_told(lambda *part: told.append(part)), progress_bar(total=3, progress=wanted) as bar:
+            bar.set_description("first")
+            bar.update(2)
+            bar.set_description("last")
+            bar.update()
+        assert told == [("first", 1, 3), ("last", 3, 3)][:count]
+        with progress_bar(total=3, progress=None) as bar:
+            bar.set_description("untold")
+        assert len(told) == count
 
 
 def test_without_stderr_nothing_is_shown_and_nothing_breaks(monkeypatch):

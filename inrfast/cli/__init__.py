@@ -22,7 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "choose": "choose omega, sigma, encoding, activation, initialisation and learning rate for a signal before any "
     "training",
     "fit": "fit a network to an image, sound, volume, mesh, cloud or video; write result, reports and model",
-    "render": "write the image, sound, volume or mesh that a fitted network stands for, at any size",
+    "render": "write the image, sound, volume or mesh that a fitted network stands for, on any grid",
     "inpaint": "fill in the missing pixels of a picture; known pixels stay as they are",
     "upscale": "enlarge a picture; averaged back over areas it is the picture again, if the factor is whole",
     "info": "say what is installed, how the extension was built, and which backends run here",

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 from inrfast import __version__
 from inrfast.cli import COMMANDS
-from inrfast.cli.shell import EXIT_CODES, UsageError, print_out
+from inrfast.cli.early import check_early
+from inrfast.cli.shell import EXIT_CODES, UsageError, print_out, say
 from inrfast.words import check_choice, nearest
 
 
@@ -48,6 +49,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     for word in words:
         if word.startswith("--") and word.endswith("=--"):  # argparse drops the -- and then finds no value
             raise UsageError(f"{word.removesuffix('=--')} takes a value, got '--'")
+    check_early(words)
     parser = Parser(
         prog="inrfast",
         description="See where an implicit neural representation loses rank, cure it, and fit it fast.",
@@ -61,6 +63,9 @@ def parsed(words: list[str]) -> argparse.Namespace:
     else:  # help, the version, or a mistake
         for name, summary in COMMANDS.items():
             commands.add_parser(name, help=summary, add_help=False)
+    if not words:
+        say(parser.format_help().rstrip() + "\n")
+        raise UsageError("a command is required, such as inrfast demo; all of them are listed above")
     found, unknown = parser.parse_known_args(words)
     if unknown:
         _refuse(unknown, commands.choices[found.command])

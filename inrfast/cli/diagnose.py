@@ -7,13 +7,29 @@ from typing import Any
 
 from inrfast.cli.commands import add_command
 from inrfast.cli.options import calibrated_network, common_options, network_options, seed_option
-from inrfast.cli.output import bar, check_file, check_folder, make_folder, print_result, progress
+from inrfast.cli.output import (
+    bar,
+    check_file,
+    check_folder,
+    make_folder,
+    parts,
+    print_result,
+    progress,
+    tell_missing_figures,
+)
+from inrfast.files import shown
 from inrfast.grids import grid
 from inrfast.plots import check_drawable
 from inrfast.spelling import path, shape, share, whole
 
 PAGES = (".html", ".htm")
 """Suffixes of pages."""
+
+NO_FOLDERS = (*PAGES, ".json", ".txt", ".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
+"""Suffixes of files, which nobody means a folder by."""
+
+SMALLER, LARGE = "64x64", 64 * 64
+"""A grid that is quick, and its points."""
 
 
 def add(commands: Any) -> None:
@@ -54,11 +70,18 @@ def run(arguments: argparse.Namespace) -> int:
     coords = grid(arguments.grid, device=arguments.device)
     net = calibrated_network(arguments, coords, arguments.outputs)
     if arguments.out is not None:
+        if arguments.out.suffix.lower() in NO_FOLDERS and not arguments.out.is_dir():
+            raise ValueError(
+                f"--out is a folder, for report.png and three more files, got {shown(arguments.out)}; take "
+                f"--out {shown(arguments.out.with_suffix(''))}, or --html {shown(arguments.out.with_suffix('.html'))}"
+            )
         check_folder("--out", arguments.out)
         check_drawable(arguments.out / "report.png")
     if arguments.html is not None:
         check_file(arguments.html, PAGES, " or ".join(PAGES), "--html")
-    with bar(arguments, "the diagnosis"):
+        tell_missing_figures(arguments)
+    advice = f"a smaller grid, --grid {SMALLER}, takes less" if len(coords) > LARGE else ""
+    with bar(arguments, "the diagnosis", advice), parts(arguments, "the diagnosis"):
         report = diagnose(
             net,
             coords,

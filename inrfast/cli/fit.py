@@ -16,6 +16,7 @@ import torch
 from inrfast.choosing.choice import arguments_of, name_of
 from inrfast.cli.choose import spelled
 from inrfast.cli.commands import add_command
+from inrfast.cli.little import tell_little
 from inrfast.cli.options import common_options, made, memory_option, network_options, seed_option
 from inrfast.cli.output import (
     bar,
@@ -26,6 +27,7 @@ from inrfast.cli.output import (
     make_folder,
     print_result,
     progress,
+    tell_missing_figures,
 )
 from inrfast.cli.settings import ALL, NEUTRAL, described, describes, settled
 from inrfast.cli.shell import INTERRUPTED, at_work, complain, say
@@ -143,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
     outputs = signal.target.shape[-1]
     check_file(out, kind.writable(outputs), listed(kind.writable(outputs)))
 
-    _tell_size(arguments, signal)
+    _tell_before(arguments, signal)
     fitting = settled(arguments, signal, kind.recipe(signal))
     net, lr, choice = _network(fitting, signal, kind.recipe(signal), arguments.lr)
     result = _fitted(fitting, signal, net, lr)
@@ -208,8 +210,9 @@ def _network(
     return net, lr if given is None else given, found
 
 
-def _tell_size(arguments: argparse.Namespace, signal: Signal) -> None:
-    """Say where a signal is fitted at another size than its file's."""
+def _tell_before(arguments: argparse.Namespace, signal: Signal) -> None:
+    """Say where a signal is fitted at another size than its file's, and where the page will lack its figures."""
+    tell_missing_figures(arguments)
     if signal.stored is None or tuple(signal.about["shape"]) == tuple(signal.stored):
         return
     own, size = spelled(signal.stored), spelled(signal.about["shape"])
@@ -281,7 +284,9 @@ def _fitted(arguments: argparse.Namespace, signal: Signal, net: INR, lr: float, 
     given |= others
     make_folder(given["checkpoint"])
     with bar(arguments, "the fit"):
-        return fit(net, coords, target, **given)
+        result = fit(net, coords, target, **given)
+    tell_little(result, signal)
+    return result
 
 
 def _outcome(result: FitResult, steps: int) -> str:

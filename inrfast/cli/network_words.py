@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inrfast.activations import ACTIVATIONS, BoundActivation
-from inrfast.cli.options import Parser, network_arguments, network_options
+from inrfast.cli.options import Parser, network_arguments, network_options, start_of
 from inrfast.cli.shell import UsageError
 from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import nearest
@@ -107,7 +107,8 @@ def words_of(net: INR) -> list[str] | None:
     words = ["--width", str(net.width), "--hidden-layers", str(net.hidden_layers), "--activation", _spelled(usual)]
     words += ["--first-activation", _spelled(first)] if first != usual else []
     words += ["--encoding", encoding] if encoding is not None else []
-    words += ["--init", inits[0]] if inits[0] != "default" or inits[1] != "default" else []
+    said = {*inits, start_of(first.name), start_of(usual.name)} != {"default"}
+    words += ["--init", inits[0]] if said else []
     words += ["--hidden-init", inits[1]] if inits[1] != inits[0] else []
     return words
 

@@ -30,6 +30,14 @@ WIDTH = 256
 HIDDEN_LAYERS = 3
 """Hidden layers by default."""
 
+STARTS = {"sine": "siren", "finer": "siren"}
+"""Initialisations that take the place of the default one for some activations, which hardly learn from it."""
+
+
+def start_of(activation: str | Mapping[str, Any]) -> str:
+    """Return the name of the initialisation of a layer of this activation, where the command line names none."""
+    return STARTS.get(activation if isinstance(activation, str) else activation["name"], "default")
+
 
 def common_options(device_option: bool = True) -> Parser:
     """Return the options of every subcommand that computes something."""
@@ -92,7 +100,7 @@ def network_options(automatic: bool = False) -> Parser:
     )
     add("--omega", type=number, help=f"frequency of {', '.join(with_omega)} (each has its own default)")
     init = choice("initialisation", INITIALISERS)
-    add("--init", type=init, default="default", help=f"{', '.join(INITIALISERS)} (%(default)s)")
+    add("--init", type=init, help=f"{', '.join(INITIALISERS)} (siren for {' and '.join(STARTS)}, else default)")
     add("--hidden-init", type=init, help="of the layers after the first, where it differs")
     norms = spellings(NORMS, _norm_numbers)
     add("--norm", type=_norm, default="none", help=f"{norms} (none); batch norms are calibrated on the grid")
@@ -156,7 +164,10 @@ def made(
 
 def network_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of :class:`inrfast.INR` that the options describe, but those of one signal and machine."""
-    hidden, first = arguments.hidden_init, arguments.first_activation
+    first = arguments.first_activation
+    starts = [start_of(own) for own in (arguments.activation if first is None else first, arguments.activation)]
+    inits = [own if arguments.init is None else arguments.init for own in starts]
+    inits[1] = inits[1] if arguments.hidden_init is None else arguments.hidden_init
     norms = [arguments.norm if arguments.first_norm is None else arguments.first_norm]
     norms += [arguments.norm] * (arguments.hidden_layers - 1)
     if arguments.norm_position is not None and all(norm == "none" for norm in norms):
@@ -174,7 +185,7 @@ def network_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "encoding": arguments.encoding,
         "norm": [None if norm == "none" else norm for norm in norms],
         "norm_position": arguments.norm_position or NORM_POSITIONS[0],
-        "init": arguments.init if hidden is None else {"first": arguments.init, "hidden": hidden},
+        "init": inits[0] if inits[0] == inits[1] else {"first": inits[0], "hidden": inits[1]},
         "modulation": [None if own == "none" else own for own in filters],
     }
 

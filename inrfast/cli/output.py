@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
+import importlib.util
 import json
 import math
 import os
 import sys
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from inrfast.cli.shell import at_work, print_out
+from inrfast.cli.shell import at_work, print_out, say
 from inrfast.errors import needs
 from inrfast.files import check_writable, shown, target_of
+from inrfast.progress import parts_told
 from inrfast.system import longest_name
 
 PROBE = ".inrfast-probe"
 """A file name to test whether a folder can be written."""
+
+PART_SECONDS = 5.0
+"""Between two lines that say which part of long work begins."""
 
 
 NEEDED = {
@@ -42,9 +47,33 @@ def progress(arguments: argparse.Namespace) -> bool | None:
     return False if arguments.quiet else None
 
 
-def bar(arguments: argparse.Namespace, what: str) -> AbstractContextManager[None]:
+def bar(arguments: argparse.Namespace, what: str, advice: str = "") -> AbstractContextManager[None]:
     """Say what takes long where no progress bar is shown, which is everywhere but on a terminal."""
-    return at_work(what, arguments.quiet or (sys.stderr is not None and sys.stderr.isatty()))
+    return at_work(what, arguments.quiet or (sys.stderr is not None and sys.stderr.isatty()), advice)
+
+
+def parts(arguments: argparse.Namespace, what: str) -> AbstractContextManager[None]:
+    """Say which part of long work begins where no progress bar is shown, at most every :data:`PART_SECONDS`."""
+    begun = said = time.monotonic()
+
+    def tell(part: str, number: int, count: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if not arguments.quiet and now - said >= PART_SECONDS:
+            said = now
+            say(f"inrfast: {what}: {part}, part {number} of {count}, after {now - begun:.0f} s")
+
+    return parts_told(tell)
+
+
+def tell_missing_figures(arguments: argparse.Namespace) -> None:
+    """Say before the work that a page will have no figures, where matplotlib is not installed."""
+    try:
+        found = importlib.util.find_spec("matplotlib") is not None
+    except ValueError:  # it was kept from being imported
+        found = False
+    if not found and not arguments.quiet:
+        say("inrfast: matplotlib is not installed: the page will have no figures; pip install 'inrfast[plots]'")
 
 
 @contextmanager

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import operator
 import time
 from typing import Any
 
+from inrfast.cli.choose import spelled
 from inrfast.cli.commands import add_command
 from inrfast.cli.options import common_options, memory_option
 from inrfast.cli.output import bar, check_file, make_folder, print_result, progress, reading
-from inrfast.cli.shell import at_work
+from inrfast.cli.shell import at_work, say
 from inrfast.cli.signal_options import add_signal_options, given_options
 from inrfast.spelling import path
+
+ENLARGED = {"image": "; to enlarge a picture, inrfast upscale does better than render", "video": ""}
+"""Kinds of signals that are enlarged to be looked at, and what does so better."""
 
 
 def add(commands: Any) -> None:
@@ -21,7 +26,7 @@ def add(commands: Any) -> None:
         "render",
         run,
         [common_options()],
-        "  inrfast render result.safetensors large.png --size 1024x1024\n"
+        "  inrfast render result.safetensors large.png --size 1024\n"
         "  inrfast render speech.safetensors speech48.wav --rate 48000\n"
         "  inrfast render bunny.safetensors bunny.ply --size 512 --memory-budget 2G\n",
     )
@@ -49,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_file(arguments.out, suffixes, named, "OUT")
     options = given_options(arguments, about["kind"], "render_options", arguments.model)
     sizes, bounds = kind.grid(about, **options)
+    if not arguments.quiet and about["kind"] in ENLARGED and max(map(operator.sub, sizes, about["shape"])) > 0:
+        say(f"inrfast: the fit's PSNR holds at its {spelled(about['shape'])} points alone{ENLARGED[about['kind']]}")
     with bar(arguments, "evaluating the network"):
         predictions = render(
             net.to(arguments.device),

@@ -74,9 +74,13 @@ def complain(what: object, code: int) -> int:
 
 
 @contextmanager
-def at_work(what: str, quiet: bool = False) -> Iterator[None]:
-    """Say on stderr what is running once it has taken :data:`WORD_SECONDS`, so that work is not taken for a fault."""
-    timer = threading.Timer(WORD_SECONDS, say, [f"inrfast: {one_line(what)} takes long; Ctrl-C ends it"])
+def at_work(what: str, quiet: bool = False, advice: str = "") -> Iterator[None]:
+    """Say on stderr what is running once it has taken :data:`WORD_SECONDS`, so that work is not taken for a fault.
+
+    ``advice`` says how it would take less.
+    """
+    told = f"inrfast: {one_line(what)} takes long; Ctrl-C ends it{advice and '; '}{advice}"
+    timer = threading.Timer(WORD_SECONDS, say, [told])
     timer.daemon = True
     if not quiet:
         timer.start()

@@ -2,5 +2,5 @@
 
 from inrfast.errors import needs
 
-with needs("plots", "inrfast.experiments"):
+with needs("plots", "drawing the figures of inrfast demo and reproduce"):
     import matplotlib.figure  # noqa: F401

@@ -158,6 +158,11 @@ def quality_of(fitted: Fitted, compared: Comparison | None) -> list[str]:
             if count
         ]
         found.append(f"The PSNR is {' and '.join(told)}.")
+    if fitted.kind == "image":
+        found.append(
+            f"All numbers hold at the {_size(signal.about['shape'])} fitted pixels only. Between them the network may "
+            "be far off: to enlarge a picture, take inrfast upscale rather than inrfast render."
+        )
     return found
 
 

@@ -26,7 +26,7 @@ from inrfast.memory import budget_bytes, chunks
 from inrfast.signals.formats import png
 from inrfast.signals.formats.picture import formats, read
 from inrfast.signals.formats.raster import NOTHING, Box, Demand, Raster, Stated, from_array
-from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, unscaled
+from inrfast.signals.kinds import FRAME_SIZE, SIGNALS, Option, Signal, SignalKind, picture_grid, unscaled
 from inrfast.signals.paths import readable, writable
 from inrfast.signals.views import of_image
 
@@ -463,13 +463,16 @@ SIGNALS.add(
         write=lambda predictions, about, path: save_image(unscaled(predictions, about), path),
         options={
             "size": Option(
-                f"pixels to fit, like 240x320, or 256 for a square (its own, the longer side at most {LONGEST})",
+                f"height x width to fit, like 240x320, or 256 for a square from its centre "
+                f"(its own, the longer side at most {LONGEST})",
                 spelling.shape,
             ),
             "grey": Option("one channel instead of three or four"),
             "page": Option("page of a TIFF or frame of an animation, from 0", spelling.whole(0)),
             "weight": Option("grey mask of its size, 0 where it is missing; the PSNR is of all pixels", spelling.path),
         },
+        render_options={"size": FRAME_SIZE},
+        grid=picture_grid,
         view=of_image,
     ),
 )

@@ -144,6 +144,39 @@ def fitted_grid(about: dict[str, Any], size: Sequence[int] | None = None, least:
     return sizes, (-1.0, 1.0)
 
 
+def frame_sides(sides: Sequence[int], size: Sequence[int] | None) -> list[int]:
+    """Return the height and width of a picture to render: one size is that of the longer side, the shape is kept.
+
+    Parameters
+    ----------
+    sides
+        As fitted.
+    size
+        Of ``--size``; None: as fitted.
+
+    Raises
+    ------
+    ValueError
+        It is neither one size nor two, each at least 1.
+    """
+    if size is None:
+        return list(sides)
+    if len(size) > 2 or min(size) < 1:
+        got = "x".join(map(str, size))
+        raise ValueError(
+            "--size must be one size, that of the longer side, or 2 of them, height x width, each at least 1, "
+            f"got {got}"
+        )
+    if len(size) == 2:
+        return list(size)
+    return [max(round(side * size[0] / max(sides)), 1) for side in sides]
+
+
+def picture_grid(about: dict[str, Any], size: Sequence[int] | None = None) -> tuple[list[int], Bounds]:
+    """Return the points per axis of a picture to render, as :func:`frame_sides`, and the bounds of both axes."""
+    return frame_sides(about["shape"], size), (-1.0, 1.0)
+
+
 def _nothing_more(about: dict[str, Any]) -> None:
     """Check nothing: the kind states what every kind states."""
 
@@ -153,7 +186,11 @@ def _claims_nothing(path: Path) -> bool:
     return False
 
 
-SIZE = Option("points per axis, such as 1024x1024 (default: as fitted)", spelling.shape)
+SIZE = Option("points per axis, such as 64x64x64, or 64 for all axes alike (default: as fitted)", spelling.shape)
+
+FRAME_SIZE = Option(
+    "height x width in pixels, such as 1024x768, or 1024 for the longer side (default: as fitted)", spelling.shape
+)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from inrfast.signals.formats import animation, movie
 from inrfast.signals.formats.raster import Demand, PagesError
 from inrfast.signals.image import LUMA, readable_suffixes, save_image
 from inrfast.signals.image import load as load_frame
-from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, unscaled
+from inrfast.signals.kinds import FRAME_SIZE, SIGNALS, Option, Signal, SignalKind, frame_sides, unscaled
 from inrfast.signals.paths import as_path, readable, writable
 from inrfast.signals.views import of_video
 
@@ -419,11 +419,7 @@ def _rendered(
 ) -> tuple[list[int], tuple[float, float]]:
     """Return the points per axis at another size or rate: the same first and last moment."""
     count, *sides = about["shape"]
-    if size is not None:
-        sides = list(size) * (2 if len(size) == 1 else 1)
-        if len(sides) != 2 or min(sides) < 1:
-            got = "x".join(map(str, size))
-            raise ValueError(f"--size of a video must be one size or two, those of its frames, got {got}")
+    sides = frame_sides(sides, size)
     if rate is not None:
         count = max(round((count - 1) * rate / about["rate"]), 0) + 1
     return [count, *sides], (-1.0, 1.0)
@@ -463,7 +459,7 @@ SIGNALS.add(
             "frames": Option("which frames, as start:stop:step, such as 0:100:2 (all)", frame_range),
         },
         render_options={
-            "size": Option("pixels of a frame, such as 480x640 (default: as fitted)", spelling.shape),
+            "size": FRAME_SIZE,
             "rate": Option("frames per second (default: as fitted); it lasts as long", spelling.level),
         },
         grid=_rendered,

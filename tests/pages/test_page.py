@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from inrfast.pages import Entries, Folded, Items, Page, Pictures, Raw, Section, Table, Text, image_picture
+from inrfast.pages import Entries, Folded, Items, Page, Picture, Pictures, Raw, Section, Table, Text, image_picture
 from inrfast.pages.page import NUMBER
 
 HOSTILE = "<script>alert(1)</script> \"'&amp; <img src=http://x.test/a onerror=alert(1)> {{ 7 * 7 }} </style>]]>"
@@ -143,3 +143,11 @@ def test_an_image_keeps_its_pixels(height, width, seed):
 def test_no_rule_of_the_style_asks_for_anything():
     style = re.search("<style>(.*)</style>", Page("t", "l", []).html(), re.DOTALL)[1]
     assert "url(" not in style and "@import" not in style
+
+
+def test_three_images_stand_together_and_figures_have_more_room():
+    image = image_picture(np.zeros((3, 4)), "black")
+    figure = Picture(image.data, "drawn")
+    for pictures, together in (([image] * 3, True), ([image] * 2, False), ([image, image, figure], False)):
+        made = Page("A page", "Lead.", [Section("Seen", [Pictures(pictures)])]).html()
+        assert ('<div class="pictures together">' in made) == together

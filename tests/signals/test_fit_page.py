@@ -136,7 +136,7 @@ def test_a_signal_of_other_points_is_not_compared_with_the_grid():
         given,
         signal=dataclasses.replace(given.signal, coords=given.signal.coords[:5], target=torch.rand(5, 1)),
     )
-    assert len(quality_of(given)) == 3 and len(quality_of(other)) == len(quality_of(fewer)) == 1
+    assert len(quality_of(given)) == 4 and len(quality_of(other)) == len(quality_of(fewer)) == 1
 
 
 def test_what_a_reader_must_know_is_a_warning_of_the_page():

@@ -68,6 +68,7 @@ def test_a_registered_kind_is_fitted_and_rendered(slides, tmp_path, capsys, monk
     assert main(["render", "result.safetensors", "large.frames", "--size", "6x7x8", "--quiet"]) == 0
     assert np.load("large.frames").shape == (6, 7, 8, 3)
     capsys.readouterr()
+    Path("clip.frame").touch()
     for words, told in (
         (
             ["fit", "clip.frames", "--grey"],

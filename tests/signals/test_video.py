@@ -357,6 +357,10 @@ def test_a_clip_is_fitted_and_rendered_at_other_sizes_and_rates(tmp_path: Path, 
     assert load_video("fine")[0].shape == (15, 30, 40, 3)
     capsys.readouterr()
     words[words.index("1024")] = "100"
+    assert main(["fit", "clip.webp", "--size", "12x24", *words, "--out", "wide.webp"]) == 0
+    assert main(["render", "wide.safetensors", "wider", "--size", "36"]) == 0
+    assert load_video("wider")[0].shape[1:3] == (18, 36)
+    capsys.readouterr()
     few = ["--frames", "1:6:2", "--size", "12", "--grey"]
     assert main(["fit", "clip.webp", *few, *words, "--out", "small.gif"]) == 0
     assert json.loads(capsys.readouterr().out)["size"] == [3, 12, 12, 1]
