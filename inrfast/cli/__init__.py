@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work(interrupts: Interrupts) -> int:
         from inrfast.cli.commands import parsed
+        from inrfast.cli.early import check_early
 
+        check_early(words)
         arguments = parsed(words)
         interrupts.begin()
         return int(arguments.run(arguments))

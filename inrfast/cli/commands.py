@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from inrfast import __version__
 from inrfast.cli import COMMANDS
-from inrfast.cli.early import check_early
 from inrfast.cli.shell import EXIT_CODES, UsageError, print_out, say
 from inrfast.words import check_choice, nearest
 
@@ -49,7 +48,6 @@ def parsed(words: list[str]) -> argparse.Namespace:
     for word in words:
         if word.startswith("--") and word.endswith("=--"):  # argparse drops the -- and then finds no value
             raise UsageError(f"{word.removesuffix('=--')} takes a value, got '--'")
-    check_early(words)
     parser = Parser(
         prog="inrfast",
         description="See where an implicit neural representation loses rank, cure it, and fit it fast.",
