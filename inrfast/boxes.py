@@ -91,7 +91,7 @@ def warn_of_evaluation(net: nn.Module, coords: Tensor) -> None:
 
 def _outside(net: INR, coords: Tensor) -> str:
     """Return what is said of coordinates outside a network's box, nothing where they lie in it."""
-    least, most = (float(side) for side in torch.aminmax(coords.detach()))
+    least, most = torch.stack(torch.aminmax(coords.detach())).tolist()  # one wait for a GPU
     if net.bounds is None and (max(-1 - least, most - 1) <= 2 * FAR or expands_rank(net.init) is not None):
         return ""  # where hinges are placed, they tell the box
     low, high = (side.tolist() for side in torch.aminmax(coords.detach().double(), dim=0))

@@ -112,8 +112,8 @@ def stacked(data: Sequence[Data]) -> Data:
     return Data(coords, target, weight, given, data[0].calling)
 
 
-def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.device]:
-    """Return dtype and device of a network that can be trained."""
+def check_net(net: Any, argument: str = "net", finite: bool = True) -> tuple[torch.dtype, torch.device]:
+    """Return dtype and device of a network that can be trained; ``finite``: whether to look at its numbers too."""
     check_module(argument, net)
     if isinstance(net, torch.jit.RecursiveScriptModule):
         raise TypeError(
@@ -132,8 +132,8 @@ def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.devic
             )
         if is_lazy(tensor) or tensor.is_meta:
             raise ValueError(f"{argument}.{name} holds no numbers yet ({type(tensor).__name__} on {tensor.device})")
-        finite = isinstance(tensor, nn.Parameter)  # a buffer may hold -inf, as masks of attention do
-        check_tensor(f"{argument}.{name}", tensor, floating=False, nonempty=False, finite=finite)
+        looked = finite and isinstance(tensor, nn.Parameter)  # a buffer may hold -inf, as masks of attention do
+        check_tensor(f"{argument}.{name}", tensor, floating=False, nonempty=False, finite=looked)
         if tensor.is_complex():
             raise TypeError(
                 f"{argument}.{name} is {tensor.dtype}, and a fit takes networks of real numbers alone; hold its real "

@@ -58,7 +58,7 @@ def taken(net: nn.Module, coords: Any, target: Any, select: Select, name: str = 
         A bad network; values that are missing; without coordinates, values in whose shape the network's grid is not
         found.
     """
-    dtype, device = check_net(net)
+    dtype, device = check_net(net, finite=False)
     if target is None:
         raise TypeError(
             f"{name} is missing: call fit(net, coords, {name}), or fit(net, {name}=image) of a signal on a grid, whose "
@@ -113,7 +113,7 @@ def check_channels(net: nn.Module, coords: Any, given: Any, values: Tensor, whit
 
 def grid_of(net: nn.Module, shape: Sequence[int]) -> Tensor:
     """Return the grid of coordinates that stands in for points that were not given, of the network's dtype."""
-    dtype, device = check_net(net)
+    dtype, device = check_net(net, finite=False)
     return grid(tuple(shape), bounds=stated_bounds(net), dtype=dtype, device=device)
 
 
@@ -157,7 +157,7 @@ def _cure(shape: tuple[int, ...], axes: int, outputs: int, name: str) -> str:
 def _sizes(net: nn.Module, shape: tuple[int, ...], select: Select) -> Iterable[tuple[int, int]]:
     """Yield the numbers of coordinates and outputs that a network may have for values of this shape."""
     declared, outputs = declared_sizes(net)
-    dtype, device = check_net(net)
+    dtype, device = check_net(net, finite=False)
     for axes in [declared] if declared is not None else [len(shape) - 1, len(shape)]:
         if outputs is not None and select is None:
             yield axes, outputs
@@ -193,7 +193,7 @@ def gathered(net: nn.Module, batches: Any, memory_budget: int | None) -> tuple[T
     MemoryBudgetError
         All points together exceed the budget.
     """
-    dtype, device = check_net(net)
+    dtype, device = check_net(net, finite=False)
     count = _length(batches)
     found: list[_Batch] = []
     for number, batch in enumerate(_in_order(batches)):

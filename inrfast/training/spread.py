@@ -58,7 +58,7 @@ class Own:
     @classmethod
     def of_many(cls, nets: Sequence[nn.Module], given: Mapping[str, Any]) -> list[Own]:
         """Return those of each network of :func:`inrfast.fit_many`; what is shared is one tensor."""
-        count, (dtype, device) = len(nets), check_net(nets[0], "nets[0]")
+        count, (dtype, device) = len(nets), check_net(nets[0], "nets[0]", finite=False)
         whites: dict[str, Any] = {}
         _check_pictures(nets, given)
         given = {name: _on(dtype, device, name, own, whites) for name, own in given.items()}
