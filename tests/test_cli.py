@@ -569,7 +569,7 @@ def test_a_fit_that_is_interrupted_before_its_first_step_leaves_an_earlier_resul
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_an_option_that_is_none_is_told_with_the_nearest_and_the_help_of_its_command(refused):
+def test_an_option_that_is_none_is_told_with_the_nearest_and_the_help_of_its_command(refused, photo):
     for words, hint in (
         (["--stesp", "3"], "Did you mean --steps?"),
         (["--epochs=3"], "Did you mean --steps?"),
@@ -577,7 +577,7 @@ def test_an_option_that_is_none_is_told_with_the_nearest_and_the_help_of_its_com
         (["--qqqq"], "--qqqq"),
         (["another.png"], "another.png"),
     ):
-        refused(["fit", "photo.png", *words], words[0].partition("=")[0], hint, "(see inrfast fit --help)")
+        refused(["fit", photo, *words], words[0].partition("=")[0], hint, "(see inrfast fit --help)")
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (DivergedError("NaN in layers.0"), 1)])

@@ -126,7 +126,7 @@ def test_a_library_that_is_there_and_broken_is_not_told_as_missing(error: Except
         raise error
     assert "pip install" not in str(told.value)
     with (
-        pytest.raises(MissingLibraryError, match=r"a fit needs igl: pip install 'inrfast\[mesh\]'"),
+        pytest.raises(MissingLibraryError, match=r"a fit needs libigl: pip install 'inrfast\[mesh\]'"),
         needs("mesh", "a fit"),
     ):
         raise ModuleNotFoundError("none", name="igl")

@@ -19,7 +19,9 @@ STEPS = 50
 
 
 def tell_little(result: FitResult, signal: Signal) -> None:
-    """Warn where a fit of some steps ends no better than the signal's mean value would be."""
+    """Warn where a fit of some steps ends, of itself, no better than the signal's mean value would be."""
+    if result.interrupted:
+        return
     target = signal.target.reshape(len(signal.coords), -1).double()
     mean = mse_to_psnr(float((target - target.mean(0)).square().mean()), result.data_range)
     if result.steps < STEPS or not mean + NEAR > result.psnr > float("-inf") or mean == float("inf"):
