@@ -135,6 +135,8 @@ class Watch:
     def _allowed(self, place: str) -> bool:
         if place == os.devnull or place.startswith("/proc/self/fd/"):  # a file that is open already
             return True
+        if os.path.basename(place).startswith("torchinductor_"):  # the cache that torch makes where it is imported whole
+            return True
         return self.folder is not None and os.path.abspath(place).startswith(self.folder)
 
 
