@@ -135,7 +135,7 @@ class Watch:
     def _allowed(self, place: str) -> bool:
         if place == os.devnull or place.startswith("/proc/self/fd/"):  # a file that is open already
             return True
-        if os.path.basename(place).startswith("torchinductor_"):  # the cache that torch makes where it is imported whole
+        if os.path.basename(place).startswith("torchinductor_"):  # a cache of torch
             return True
         return self.folder is not None and os.path.abspath(place).startswith(self.folder)
 
