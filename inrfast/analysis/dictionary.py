@@ -345,7 +345,7 @@ class Dictionary(Record):
         signals
             Whose :meth:`energy` is drawn, de-meaned; None: no energy curve.
         """
-        from inrfast.analysis.dictionary_figure import draw  # matplotlib takes long to import
+        from inrfast.analysis.dictionary_figure import draw  # most draw nothing
 
         given = None if signals is None else as_tensor("signals", signals, self.atoms.device)
         return draw(self, min(check_int("k", k, minimum=1), len(self)), path, given)

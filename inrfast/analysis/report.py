@@ -350,7 +350,7 @@ class DiagnosisReport(Record):
         (solid) and of the weights (dashed), figure 2 of arXiv 2602.01526; eigenvalues of the tangent kernel and its
         blocks, with the intervals of the kernel's ranks at the tolerances as black bars (left out without a kernel).
         """
-        from inrfast.analysis.report_figure import draw  # matplotlib takes long to import, and most draw nothing
+        from inrfast.analysis.report_figure import draw  # most draw nothing
 
         return draw(self, path)
 

@@ -152,7 +152,7 @@ class NTKVariance(Record):
         ValueError
             The variance is not positive, so that there are no shares; another suffix.
         """
-        from inrfast.analysis.variance_figure import draw  # matplotlib takes long to import, and most draw nothing
+        from inrfast.analysis.variance_figure import draw  # most draw nothing
 
         if not 0 < self.variance < math.inf:
             raise ValueError(f"a variance of {self.variance:g} cannot be drawn: its parts have no shares")

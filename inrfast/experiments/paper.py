@@ -107,7 +107,7 @@ class Work:
     checkpoint
         A file name of the cell's own, for the checkpoint of a fit; removed once the cell is done.
     progress
-        As ``progress`` of a fit: None shows bars on a terminal only, False never.
+        As ``progress`` of a fit: None shows bars on a terminal and in a notebook, False never.
     """
 
     device: torch.device

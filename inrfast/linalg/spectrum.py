@@ -178,7 +178,7 @@ class Spectrum(Record):
         ValueError, TypeError
             No eigenvalue is positive; a tolerance outside (0, 1); another suffix.
         """
-        from inrfast.linalg.spectrum_figure import draw  # matplotlib takes long to import, and most draw nothing
+        from inrfast.linalg.spectrum_figure import draw  # most draw nothing
 
         if rtols is None:
             rtols = [self.rtol] if LEAST_RTOL <= self.rtol < 1 else []

@@ -153,12 +153,19 @@ def sample_occupancy(
     sigma = check_float("sigma", sigma, minimum=0.0)
     generator = torch.Generator().manual_seed(check_seed("seed", seed))
     near = round(near_surface * n)
-    surface = placement.to_unit(surface_points(mesh, near, generator))
-    noise = sigma * torch.randn(near, 3, generator=generator, dtype=torch.float64, device="cpu")
-    uniform = 2 * torch.rand(n - near, 3, generator=generator, dtype=torch.float64, device="cpu") - 1
-    coords = torch.cat([(surface + noise).clamp(-1, 1), uniform]).float()
+    coords = points_around(mesh, n, 0, near, sigma, generator)
     inside = occupancy(mesh, placement.to_world(coords.double()), progress=progress)
     return coords, inside.float().unsqueeze(1)
+
+
+def points_around(
+    mesh: trimesh.Trimesh, n: int, on: int, near: int, sigma: float | Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return points (n, 3), fp32, in the placed cube: on the surface, moved off it by Gaussian noise, uniform."""
+    surface = Placement.of(mesh).to_unit(surface_points(mesh, on + near, generator))
+    noise = sigma * torch.randn(near, 3, generator=generator, dtype=torch.float64, device="cpu")
+    uniform = 2 * torch.rand(n - on - near, 3, generator=generator, dtype=torch.float64, device="cpu") - 1
+    return torch.cat([surface[:on], (surface[on:] + noise).clamp(-1, 1), uniform]).float()
 
 
 def surface_points(mesh: trimesh.Trimesh, n: int, generator: torch.Generator) -> Tensor:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from inrfast import spelling
 from inrfast.errors import check_float, check_int, check_seed, check_tensor, needs
 from inrfast.memory import budget_bytes, chunks, require
 from inrfast.metrics import chamfer, iou
+from inrfast.progress import progress_bar
 from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, fitted_grid, smooth
 from inrfast.signals.mesh import (
     FIT_SIDE,
@@ -28,6 +28,7 @@ from inrfast.signals.mesh import (
     check_sides,
     isosurface,
     occupancy,
+    points_around,
     surface_points,
 )
 from inrfast.signals.meshes.files import SUFFIXES, check_mesh, load_mesh, save_mesh
@@ -80,7 +81,7 @@ def signed_distance(
     memory_budget
         Bytes for the trees, the points and the result; None takes half of what is free.
     progress
-        Whether to show a progress bar; None shows it on a terminal only.
+        Whether to show a progress bar; None shows it on a terminal and in a notebook.
 
     Raises
     ------
@@ -107,7 +108,7 @@ def signed_distance(
     faces, tree = np.array(mesh.faces, dtype=np.int64), igl.AABB()
     tree.init(vertices, faces)
     values = torch.empty(len(points), dtype=torch.float64)
-    with tqdm(total=len(points), disable=None if progress is None else not progress, unit="point") as bar:
+    with progress_bar(total=len(points), progress=progress, unit="point") as bar:
         for rows in chunks(len(points), POINTS):
             squares = tree.squared_distance(vertices, faces, placement.to_unit(points[rows]).numpy())[0]
             values[rows] = torch.from_numpy(np.sqrt(squares))
@@ -140,7 +141,7 @@ def sample_sdf(
     seed
         Of a CPU generator of its own.
     progress
-        Whether to show a progress bar; None shows it on a terminal only.
+        Whether to show a progress bar; None shows it on a terminal and in a notebook.
 
     Returns
     -------
@@ -166,11 +167,9 @@ def sample_sdf(
     generator = torch.Generator().manual_seed(check_seed("seed", seed))
     on = round(on_surface * n)
     near = min(round(near_surface * n), n - on)
-    surface = placement.to_unit(surface_points(mesh, on + near, generator))
-    noise = sigma * torch.randn(near, 3, generator=generator, dtype=torch.float64, device="cpu")
-    noise[::2] *= 0.1
-    uniform = 2 * torch.rand(n - on - near, 3, generator=generator, dtype=torch.float64, device="cpu") - 1
-    coords = torch.cat([surface[:on], (surface[on:] + noise).clamp(-1, 1), uniform]).float()
+    spread = torch.full((near, 1), sigma, dtype=torch.float64, device="cpu")
+    spread[::2] *= 0.1
+    coords = points_around(mesh, n, on, near, spread, generator)
     distances = signed_distance(mesh, placement.to_world(coords.double()), progress=progress) / placement.scale
     return coords, distances.float().unsqueeze(1)
 

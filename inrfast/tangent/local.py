@@ -97,7 +97,7 @@ class NTK(TangentKernel):
             The points are no grid and ``shape`` is not given, or is another; a kernel between different points; points
             that do not exist; another suffix.
         """
-        from inrfast.tangent.kernel_figure import draw, usual  # matplotlib takes long to import
+        from inrfast.tangent.kernel_figure import draw, usual  # most draw nothing
 
         self._need_symmetric("plot")
         count = len(self.coords)

@@ -133,7 +133,7 @@ class FitResult(Record):
         ValueError, TypeError
             Other shapes, two that differ, values that are not finite; another suffix.
         """
-        from inrfast.training.result_figure import draw  # matplotlib takes long to import, and most draw nothing
+        from inrfast.training.result_figure import draw  # most draw nothing
 
         sizes = None if shape is None else tuple(check_int("shape", size, minimum=1) for size in shape)
         if sizes is not None and len(sizes) != 2:

@@ -294,7 +294,7 @@ class Watch:
         From the left: ranks at each tolerance, the largest eigenvalues, the layers' shares of the trace, and dead units
         with the change of the weights.
         """
-        from inrfast.training.watch_figure import draw  # matplotlib takes long to import, and most draw nothing
+        from inrfast.training.watch_figure import draw  # most draw nothing
 
         return draw(self, path)
 
